@@ -1,0 +1,121 @@
+package v1
+
+import "time"
+
+// KedgeStatus is what kedge says of the host beside bootc's fields.
+type KedgeStatus struct {
+	// Backend is ostree or composefs.
+	Backend string `json:"backend"`
+	// Generation changes with every change of the deployments; a published
+	// status of another generation is stale.
+	Generation string `json:"generation"`
+	// FinalizeFailure is why the staged deployment of the boot before was not
+	// put in place; left out where nothing failed.
+	FinalizeFailure string `json:"finalizeFailure,omitempty"`
+	// Warnings are things to know that are no errors.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// KedgeEntry is what kedge says of a deployment beside bootc's fields.
+type KedgeEntry struct {
+	// ID names the deployment for as long as it exists.
+	ID string `json:"id"`
+	// Index is the place in boot order, which deploy, pin and diff take; a
+	// staged deployment has 0.
+	Index int `json:"index"`
+	// Next marks the deployment that the next boot takes.
+	Next    bool   `json:"next"`
+	Backend string `json:"backend"`
+	// Version and Digest describe the image even where Image is null because
+	// of client-side changes.
+	Version string `json:"version,omitempty"`
+	Digest  string `json:"digest,omitempty"`
+	// Origin is the reference as the origin file has it.
+	Origin   string    `json:"origin,omitempty"`
+	Kargs    []string  `json:"kargs"`
+	Packages *Packages `json:"packages,omitempty"`
+}
+
+// Packages are the client-side package changes of a deployment, as recorded.
+type Packages struct {
+	Requested []string `json:"requested"`
+	Layered   []string `json:"layered"`
+	Removed   []string `json:"removed"`
+	Replaced  []string `json:"replaced"`
+}
+
+// HistoryVersion is the format of HistoryEntry.
+const HistoryVersion = 1
+
+// HistoryEntry is one change of the deployments: one line of
+// /ostree/kedge/history.
+type HistoryEntry struct {
+	V    int       `json:"v"`
+	Time time.Time `json:"time"`
+	// Verb is the command that made the change.
+	Verb string `json:"verb"`
+	// Result is done, or staged where the change waits for shutdown.
+	Result  string `json:"result"`
+	ID      string `json:"id,omitempty"`
+	Image   string `json:"image,omitempty"`
+	Digest  string `json:"digest,omitempty"`
+	Version string `json:"version,omitempty"`
+	// Previous is the deployment that was the default before.
+	Previous string `json:"previous,omitempty"`
+	Detail   string `json:"detail,omitempty"`
+}
+
+// Plan is what an operation would do and whether it can.
+type Plan struct {
+	// Operation is switch or upgrade.
+	Operation string       `json:"operation"`
+	Possible  bool         `json:"possible"`
+	Changed   bool         `json:"changed"`
+	Target    *ImageStatus `json:"target"`
+	// Fetch is what has to come from the image's source.
+	Fetch PlanFetch   `json:"fetch"`
+	Space []PlanSpace `json:"space"`
+	// Problems stop the operation; Warnings do not.
+	Problems []string `json:"problems"`
+	Warnings []string `json:"warnings"`
+	// Missing names what the target image lacks, and what will therefore not
+	// work after the reboot. It is null where the image's file list is not on
+	// this host and could not be known without fetching layers.
+	Missing []PlanMissing `json:"missing"`
+	// Staged says that the change takes effect at shutdown, not at once.
+	Staged bool `json:"staged"`
+}
+
+// PlanFetch counts an image's layers and compressed bytes.
+type PlanFetch struct {
+	Layers       int   `json:"layers"`
+	LayersCached int   `json:"layersCached"`
+	Bytes        int64 `json:"bytes"`
+	BytesCached  int64 `json:"bytesCached"`
+}
+
+// PlanSpace is what an operation needs of a file system.
+type PlanSpace struct {
+	Path   string `json:"path"`
+	Needed int64  `json:"needed"` // bytes, estimated
+	Free   int64  `json:"free"`   // bytes
+	Enough bool   `json:"enough"`
+}
+
+// PlanMissing is something the target image lacks.
+type PlanMissing struct {
+	What        string `json:"what"`
+	Consequence string `json:"consequence"`
+}
+
+// ErrorReport is what a failed command prints with --json.
+type ErrorReport struct {
+	Error Error `json:"error"`
+}
+
+// Error is a failure: its kind is one of docs/exit-codes.md.
+type Error struct {
+	Kind    string `json:"kind"`
+	Message string `json:"message"`
+	Hint    string `json:"hint"`
+}
