@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# Makes the lab's base image: a bootable Debian trixie in the shape bootc asks
+# for, as an OCI layout in the cache. Prints the layout's directory; what it
+# does goes to stderr. Takes about four minutes once, nothing afterwards.
+#
+# Tags in the layout (the file system is the same in the first two):
+#   base      one gzip layer
+#   base20    twenty zstd layers
+#   lab       base plus the lab's agent, which runs a test's scripts in the guest
+#
+# The steps and why they are what they are: hack/lab/README.md
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+suite=trixie
+packages=(
+  # boots: kernel, init, an initramfs that mounts an ostree deployment
+  linux-image-amd64 systemd systemd-sysv systemd-resolved udev dbus kmod dracut ostree ostree-boot
+  # talks to a registry, grows and checks disks
+  ca-certificates iproute2 iputils-ping curl e2fsprogs xfsprogs btrfs-progs fdisk
+  systemd-boot fsverity attr procps less
+  # an image of a realistic size, with the tools of a derived image's builder
+  podman dnf rpm
+  # a policy to label from, and to boot under
+  selinux-policy-default policycoreutils
+)
+
+key=$(recipe_key "${BASH_SOURCE[0]}" "$lab_dir"/ocilayout/*.go "$lab_dir"/agent/*)
+out=$kedge_cache/base-$key
+layout=$out/oci
+mkdir -p "$kedge_cache"
+exec 9>"$kedge_cache/base.lock"
+flock 9
+if [ -e "$out/done" ]; then
+  echo "$layout"
+  exit 0
+fi
+if [ "$(id -u)" != 0 ]; then
+  say "making the base image needs root (owners, device nodes, chroot)"
+  exit 1
+fi
+"$lab_dir/../deps.sh" >&2
+
+rm -rf "$kedge_cache"/base-tmp.*
+work=$(mktemp -d "$kedge_cache/base-tmp.XXXXXX")
+root=$work/root
+trap 'rm -rf --one-file-system "$work"' EXIT
+
+say "1/4 Debian $suite from packages (mmdebstrap, about 100 s)"
+include=$(IFS=,; echo "${packages[*]}")
+mmdebstrap --mode=root --variant=minbase --include="$include" \
+  --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Retries "3"' \
+  --aptopt='Apt::Install-Recommends "false"' \
+  "$suite" "$root" >"$work/mmdebstrap.log" 2>&1 || { tail -n 30 "$work/mmdebstrap.log" >&2; exit 1; }
+
+say "2/4 initramfs (dracut with its ostree module, about 40 s)"
+kver=$(basename "$root"/lib/modules/*)
+# A mount namespace of its own: nothing to unmount, nothing that could leak out.
+unshare --mount --propagation private bash -ec '
+  for m in proc sys dev; do mount --rbind "/$m" "$1/$m"; done
+  chroot "$1" dracut --force --no-hostonly --reproducible --add ostree \
+    --kver "$2" "/usr/lib/modules/$2/initramfs.img"
+' - "$root" "$kver" >"$work/dracut.log" 2>&1 || { tail -n 30 "$work/dracut.log" >&2; exit 1; }
+cp "$root/boot/vmlinuz-$kver" "$root/usr/lib/modules/$kver/vmlinuz"
+
+say "3/4 the tree: /usr is the system, /etc its defaults, /var and /boot empty"
+mkdir -p "$root"/usr/lib/{sysimage,ostree,tmpfiles.d}
+mv "$root/var/lib/dpkg" "$root/usr/lib/sysimage/dpkg"
+# The policy's module store lies in /var on Debian; a root that brings its own
+# must keep it beside the policy it belongs to.
+mv "$root/var/lib/selinux/default" "$root/etc/selinux/default/store"
+mkdir -p "$root/etc/selinux/modules-store"
+mv "$root/etc/selinux/default/store" "$root/etc/selinux/modules-store/default"
+sed -i '/^store-root/d' "$root/etc/selinux/semanage.conf"
+echo 'store-root = /etc/selinux/modules-store' >>"$root/etc/selinux/semanage.conf"
+rm -rf "$root"/boot "$root"/var "$root"/home "$root"/opt "$root"/root "$root"/srv "$root"/mnt \
+  "$root"/dev "$root"/proc "$root"/sys "$root"/run "$root"/tmp "$root"/ostree
+mkdir -p "$root"/{boot,var,dev,proc,sys,run,sysroot}
+mkdir -m 1777 "$root/tmp"
+for l in ostree:sysroot/ostree home:var/home opt:var/opt root:var/roothome srv:var/srv mnt:var/mnt; do
+  ln -s "${l#*:}" "$root/${l%%:*}"
+done
+cat >"$root/usr/lib/ostree/prepare-root.conf" <<'EOF'
+[composefs]
+enabled = no
+
+[sysroot]
+readonly = true
+EOF
+cat >"$root/usr/lib/tmpfiles.d/image-var.conf" <<'EOF'
+d /var/lib 0755 root root -
+d /var/lib/dpkg 0755 root root -
+d /var/log 0755 root root -
+d /var/home 0755 root root -
+d /var/opt 0755 root root -
+d /var/srv 0755 root root -
+d /var/mnt 0755 root root -
+d /var/roothome 0700 root root -
+EOF
+cat >"$root/etc/systemd/network/80-dhcp.network" <<'EOF'
+[Match]
+Type=ether
+
+[Network]
+DHCP=yes
+EOF
+systemctl --root="$root" enable -q systemd-networkd systemd-resolved
+ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
+: >"$root/etc/machine-id"
+echo kedge-lab >"$root/etc/hostname"
+rm -f "$root"/etc/{fstab,mtab} "$root"/{vmlinuz,initrd.img}{,.old}
+# No password: the lab's guest is reachable through its console alone.
+sed -i 's/^root:[^:]*:/root::/' "$root/etc/shadow"
+
+say "4/4 OCI layout: gzip, zstd and lab variants"
+go build -C "$lab_dir/../.." -o "$work/ocilayout" ./hack/lab/ocilayout
+pack() { nice "$work/ocilayout" "$@" --layout "$work/oci" --label containers.bootc=1; }
+pack --root "$root" --tag base --compression gzip
+pack --root "$root" --tag base20 --compression zstd --layers 20
+agent=$work/agent
+install -D -m 755 "$lab_dir/agent/kedge-lab-agent" "$agent/usr/libexec/kedge-lab-agent"
+install -D -m 644 "$lab_dir/agent/kedge-lab-agent.service" "$agent/usr/lib/systemd/system/kedge-lab-agent.service"
+mkdir -p "$agent/usr/lib/systemd/system/multi-user.target.wants"
+ln -s ../kedge-lab-agent.service "$agent/usr/lib/systemd/system/multi-user.target.wants/"
+pack --from base --root "$agent" --tag lab --compression zstd
+
+rm -rf "$out"
+mkdir "$out"
+mv "$work/oci" "$layout"
+touch "$out/done"
+say "made $layout ($(du -sh "$layout" | cut -f1))"
+echo "$layout"
