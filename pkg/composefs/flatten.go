@@ -1,0 +1,304 @@
+package composefs
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/pkg/fstree"
+)
+
+// node is one inode of an image that is being written.
+type node struct {
+	in       *Inode
+	parent   uint32
+	ents     span // its children in flat.ents
+	xattrs   span // its xattrs in flat.refs, in order of their full names
+	whiteout bool // in is a whiteout and is written as a regular file
+
+	pos       int64  // of the inode in the image
+	block     uint32 // number of its first data block
+	blocks    uint32 // data blocks
+	tail      uint32 // bytes of data behind the inode
+	dirSize   uint64
+	xattrSize uint32
+	compact   bool
+	filter    uint32
+	shared    uint8
+}
+
+type span struct{ from, to uint32 }
+
+// entry is a directory entry of an image that is being written.
+type entry struct {
+	name string
+	node uint32
+}
+
+// xattr is one (name, value) pair of the image.
+type xattr struct {
+	name, value string
+	uses        uint32 // number of inodes that have it
+	offset      int32  // in the shared table, or -1
+	hash        uint32 // bit of the name filter
+}
+
+// flat is the tree as an image has it: breadth-first, with the xattrs that make
+// overlayfs see it as composefs does.
+type flat struct {
+	nodes   []node
+	ents    []entry
+	refs    []uint32 // into xattrs
+	xattrs  []xattr
+	version int
+
+	byPair map[fstree.Xattr]uint32
+	bySet  map[*fstree.Xattrs][]uint32
+	stub   Inode
+}
+
+// flatten checks t and lays it out breadth-first.
+func flatten(t *Tree, o ImageOptions) (*flat, error) {
+	f := &flat{version: o.MinVersion, byPair: make(map[fstree.Xattr]uint32), bySet: make(map[*fstree.Xattrs][]uint32)}
+	if t.Root == nil || !t.Root.IsDir() {
+		return nil, fmt.Errorf("the root is no directory")
+	}
+	f.stub = Inode{
+		Mode: unix.S_IFCHR | 0o644, Nlink: 1, UID: t.Root.UID, GID: t.Root.GID,
+		MtimeSec: t.Root.MtimeSec, MtimeNsec: t.Root.MtimeNsec,
+	}
+	if label, ok := t.Root.Xattrs.Get(xattrSELinux); ok {
+		f.stub.Xattrs = new(fstree.Tree).Intern([]fstree.Xattr{{Name: xattrSELinux, Value: label}})
+	}
+	if err := f.queue(t.Root); err != nil {
+		return nil, err
+	}
+	if f.version < o.MaxVersion && slices.ContainsFunc(f.nodes, func(n node) bool { return n.whiteout }) {
+		f.version = o.MaxVersion
+	}
+	for i := range f.nodes {
+		if err := f.setXattrs(uint32(i)); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.path(uint32(i)), err)
+		}
+	}
+	f.byPair, f.bySet = nil, nil
+	return f, nil
+}
+
+// queue fills nodes and ents breadth-first from the root.
+func (f *flat) queue(root *Inode) error {
+	type link struct {
+		ent    uint32
+		target *Inode
+	}
+	var links []link
+	f.nodes = append(f.nodes, node{in: root})
+	for i := 0; i < len(f.nodes); i++ {
+		n := f.nodes[i].in
+		if n != &f.stub {
+			if err := n.check(); err != nil {
+				return fmt.Errorf("%s: %w", f.path(uint32(i)), err)
+			}
+		}
+		if !n.IsDir() {
+			continue
+		}
+		f.nodes[i].ents.from = uint32(len(f.ents))
+		add := func(name string, child *Inode) {
+			f.ents = append(f.ents, entry{name, uint32(len(f.nodes))})
+			f.nodes = append(f.nodes, node{in: child, parent: uint32(i), whiteout: child != &f.stub && child.isWhiteout()})
+		}
+		stubs := 0
+		stubsBefore := func(name string) {
+			for ; i == 0 && stubs < 256 && stubNames[stubs] < name; stubs++ {
+				add(stubNames[stubs], &f.stub)
+			}
+		}
+		for k, e := range n.Entries {
+			if err := checkName(e.Name); err != nil {
+				return fmt.Errorf("%s: %w", f.path(uint32(i)), err)
+			}
+			if k > 0 && n.Entries[k-1].Name >= e.Name {
+				return fmt.Errorf("%s: the names %q and %q are out of order", f.path(uint32(i)), n.Entries[k-1].Name, e.Name)
+			}
+			stubsBefore(e.Name)
+			if stubs < 256 && stubNames[stubs] == e.Name {
+				stubs++
+			}
+			if !e.Link {
+				add(e.Name, e.Inode)
+				continue
+			}
+			if e.Inode.IsDir() {
+				return fmt.Errorf("%s: %q is a hard link to a directory", f.path(uint32(i)), e.Name)
+			}
+			links = append(links, link{uint32(len(f.ents)), e.Inode})
+			f.ents = append(f.ents, entry{name: e.Name})
+		}
+		stubsBefore("\xff")
+		f.nodes[i].ents.to = uint32(len(f.ents))
+	}
+	if len(links) == 0 {
+		return nil
+	}
+	targets := make(map[*Inode]uint32, len(links))
+	for _, l := range links {
+		targets[l.target] = 0
+	}
+	for i := range f.nodes {
+		if _, ok := targets[f.nodes[i].in]; ok {
+			targets[f.nodes[i].in] = uint32(i)
+		}
+	}
+	for _, l := range links {
+		target := targets[l.target]
+		if target == 0 {
+			return fmt.Errorf("the hard link %q leads to no inode of the tree", f.ents[l.ent].name)
+		}
+		f.ents[l.ent].node = target
+	}
+	return nil
+}
+
+// stubNames are the top directories of an object store. Each image has them as
+// whiteouts in the root, so that the store does not show through.
+var stubNames = func() (names [256]string) {
+	for i := range names {
+		names[i] = fmt.Sprintf("%02x", i)
+	}
+	return names
+}()
+
+// path returns the path of a node for messages.
+func (f *flat) path(i uint32) string {
+	var names []string
+	for i != 0 {
+		p := f.nodes[i].parent
+		s := f.nodes[p].ents
+		if s.to == 0 {
+			s.to = uint32(len(f.ents))
+		}
+		for _, e := range f.ents[s.from:s.to] {
+			if e.node == i {
+				names = append(names, e.name)
+				break
+			}
+		}
+		i = p
+	}
+	slices.Reverse(names)
+	return "/" + strings.Join(names, "/")
+}
+
+// setXattrs gives node i the xattrs that it has in the image: its own, with
+// overlayfs's escaped, and those by which overlayfs finds its bytes.
+func (f *flat) setXattrs(i uint32) error {
+	n := &f.nodes[i]
+	from := len(f.refs)
+	size := 0
+	for _, x := range n.in.Xattrs.All() {
+		if err := checkXattr(x.Name, x.Value); err != nil {
+			return err
+		}
+		size += xattrCost(x.Name, x.Value)
+	}
+	f.refs = append(f.refs, f.ownXattrs(n)...)
+	own := size
+	if n.in.External() {
+		size += f.set(from, xattrMetacopy, metacopy(n.in.Digest))
+		if n.in.Payload != "" {
+			size += f.set(from, xattrRedirect, "/"+n.in.Payload)
+		}
+	}
+	if n.whiteout {
+		size += f.set(from, escapedWhiteout, "")
+		size += f.set(from, userWhiteout, "")
+	}
+	if n.in.IsDir() && slices.ContainsFunc(f.ents[n.ents.from:n.ents.to], func(e entry) bool {
+		child := &f.nodes[e.node]
+		return child.whiteout && child.parent == i
+	}) {
+		size += f.set(from, escapedHolder, "")
+		size += f.set(from, userHolder, "")
+		if f.version >= 1 {
+			size += f.set(from, escapedOpaque, "x")
+			size += f.set(from, userOpaque, "x")
+		}
+	}
+	if i == 0 {
+		size += f.set(from, xattrOpaque, "y")
+	}
+	if size > 0 && xattrHeader+size > maxXattrs {
+		return fmt.Errorf("xattrs of %d bytes, the limit is %d", xattrHeader+size, maxXattrs)
+	}
+	n.xattrs = span{uint32(from), uint32(len(f.refs))}
+	if size != own {
+		f.sortRefs(f.refs[from:])
+	}
+	for _, r := range f.refs[from:] {
+		f.xattrs[r].uses++
+	}
+	return nil
+}
+
+// xattrCost is what an xattr counts towards maxXattrs.
+func xattrCost(name, value string) int { return 7 + len(name) + len(value) }
+
+func (f *flat) sortRefs(refs []uint32) {
+	slices.SortFunc(refs, func(a, b uint32) int { return strings.Compare(f.xattrs[a].name, f.xattrs[b].name) })
+}
+
+// ownXattrs returns the xattrs that the input gives a node, escaped.
+func (f *flat) ownXattrs(n *node) []uint32 {
+	if refs, ok := f.bySet[n.in.Xattrs]; ok || n.in.Xattrs == nil {
+		return refs
+	}
+	var refs []uint32
+	for _, x := range n.in.Xattrs.All() {
+		name := x.Name
+		if s, ok := strings.CutPrefix(name, overlayPrefix); ok {
+			name = escapedPrefix + s
+		}
+		refs = append(refs, f.intern(name, x.Value))
+	}
+	f.sortRefs(refs)
+	f.bySet[n.in.Xattrs] = refs
+	return refs
+}
+
+// set gives the node whose references start at from one more xattr, or another
+// value for one that it has, and returns what that costs.
+func (f *flat) set(from int, name, value string) int {
+	x := f.intern(name, value)
+	for i := from; i < len(f.refs); i++ {
+		if old := &f.xattrs[f.refs[i]]; old.name == name {
+			f.refs[i] = x
+			return len(value) - len(old.value)
+		}
+	}
+	f.refs = append(f.refs, x)
+	return xattrCost(name, value)
+}
+
+func (f *flat) intern(name, value string) uint32 {
+	key := fstree.Xattr{Name: name, Value: value}
+	if i, ok := f.byPair[key]; ok {
+		return i
+	}
+	i := uint32(len(f.xattrs))
+	index, suffix := splitXattr(name)
+	f.xattrs = append(f.xattrs, xattr{name: name, value: value, offset: -1, hash: 1 << (xxh32(suffix, filterSeed+uint32(index)) & 31)})
+	f.byPair[key] = i
+	return i
+}
+
+// metacopy returns the value of the xattr that binds a file's digest
+// (linux fs/overlayfs, struct ovl_metacopy).
+func metacopy(d Digest) string {
+	if d == "" {
+		return ""
+	}
+	return string([]byte{0, byte(4 + len(d)), 0, byte(d.Algorithm())}) + string(d)
+}
