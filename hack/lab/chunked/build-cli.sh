@@ -29,7 +29,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cp -r "$here"/{Cargo.toml,Cargo.lock,src} "$work"
 if [ -n "${EXPORT_RS:-}" ]; then
-  cargo vendor --manifest-path "$work/Cargo.toml" --locked "$work/vendor" >/dev/null
+  cargo vendor --quiet --manifest-path "$work/Cargo.toml" --locked "$work/vendor" >/dev/null
   cp -r "$work/vendor/ostree-ext" "$work/ostree-ext"
   cp "$EXPORT_RS" "$work/ostree-ext/src/tar/export.rs"
   # Its two functions took one argument more since: whether parents get entries.
