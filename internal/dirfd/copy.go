@@ -1,0 +1,230 @@
+package dirfd
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Xattr is one extended attribute.
+type Xattr struct{ Name, Value string }
+
+// SELinux is the attribute that holds a file's SELinux label.
+const SELinux = "security.selinux"
+
+// Xattrs returns an entry's extended attributes in the order of their names;
+// none where the file system has none. "." is the directory itself.
+func (d *Dir) Xattrs(name string) ([]Xattr, error) {
+	path := d.procPath(name)
+	names, err := growing(func(b []byte) (int, error) { return unix.Llistxattr(path, b) })
+	if errors.Is(err, unix.EOPNOTSUPP) || (err == nil && len(names) == 0) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, d.fail("list extended attributes of", name, err)
+	}
+	var list []Xattr
+	for n := range strings.SplitSeq(strings.TrimSuffix(string(names), "\x00"), "\x00") {
+		value, err := growing(func(b []byte) (int, error) { return unix.Lgetxattr(path, n, b) })
+		if errors.Is(err, unix.ENODATA) {
+			continue
+		}
+		if err != nil {
+			return nil, d.fail("read the extended attribute "+n+" of", name, err)
+		}
+		list = append(list, Xattr{n, string(value)})
+	}
+	slices.SortFunc(list, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
+}
+
+// growing calls get with a buffer that fits.
+func growing(get func([]byte) (int, error)) ([]byte, error) {
+	for size := 512; ; {
+		buf := make([]byte, size)
+		n, err := get(buf)
+		if errors.Is(err, unix.ERANGE) && size < 1<<20 {
+			size *= 8
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return buf[:n], nil
+	}
+}
+
+// SetXattr sets one extended attribute of an entry.
+func (d *Dir) SetXattr(name string, x Xattr) error {
+	return d.fail("set the extended attribute "+x.Name+" of", name, unix.Lsetxattr(d.procPath(name), x.Name, []byte(x.Value), 0))
+}
+
+// SetXattrs makes an entry's extended attributes those in the list. A label
+// that a kernel without SELinux, or a process without the right, cannot take
+// away is left.
+func (d *Dir) SetXattrs(name string, list []Xattr) error {
+	have, err := d.Xattrs(name)
+	if err != nil {
+		return err
+	}
+	for _, x := range have {
+		if slices.ContainsFunc(list, func(y Xattr) bool { return y.Name == x.Name }) || x.Name == SELinux {
+			continue
+		}
+		if err := unix.Lremovexattr(d.procPath(name), x.Name); err != nil && !errors.Is(err, unix.ENODATA) {
+			return d.fail("remove the extended attribute "+x.Name+" of", name, err)
+		}
+	}
+	for _, x := range list {
+		if !slices.Contains(have, x) {
+			if err := d.SetXattr(name, x); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// SetMeta gives an entry its owner, its extended attributes and, unless it is
+// a symlink, its permissions. Capabilities are lost with a change of owner, so
+// the attributes come after it.
+func (d *Dir) SetMeta(name string, uid, gid, mode uint32, xattrs []Xattr) error {
+	if err := unix.Fchownat(d.Fd(), name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return d.fail("change the owner of", name, err)
+	}
+	if err := d.SetXattrs(name, xattrs); err != nil {
+		return err
+	}
+	if mode&unix.S_IFMT == unix.S_IFLNK {
+		return nil
+	}
+	return d.fail("change the mode of", name, unix.Fchmodat(d.Fd(), name, mode&0o7777, 0))
+}
+
+// SetTimes sets the modification time of an entry.
+func (d *Dir) SetTimes(name string, mtime unix.Timespec) error {
+	ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, mtime}
+	return d.fail("set the time of", name, unix.UtimesNanoAt(d.Fd(), name, ts, unix.AT_SYMLINK_NOFOLLOW))
+}
+
+// Meta is what CopyFile gives a copy.
+type Meta struct {
+	UID, GID, Mode uint32
+	Xattrs         []Xattr
+	Mtime          unix.Timespec
+	Sync           bool // the copy's data is durable before it has its name
+}
+
+// CopyFile copies the bytes of the regular file srcName in src to name in d,
+// sharing blocks where the file system can, and replaces what has that name in
+// one step: a reader sees the old file or the whole new one.
+func (d *Dir) CopyFile(src *Dir, srcName, name string, m Meta) error {
+	in, err := src.OpenFile(srcName)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	fd, err := unix.Openat(d.Fd(), ".", unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return d.fail("create", name, err)
+	}
+	out := os.NewFile(uintptr(fd), name)
+	defer out.Close()
+	if unix.IoctlFileClone(fd, int(in.Fd())) != nil {
+		if _, err := io.Copy(out, in); err != nil {
+			return d.fail("copy to", name, err)
+		}
+	}
+	if err := d.finish(fd, m); err != nil {
+		return d.fail("write", name, err)
+	}
+	return d.link(fd, name)
+}
+
+// finish sets the metadata of an unnamed file; the owner first, since a change
+// of owner drops capabilities and the set-id bits.
+func (d *Dir) finish(fd int, m Meta) error {
+	if err := unix.Fchown(fd, int(m.UID), int(m.GID)); err != nil {
+		return err
+	}
+	for _, x := range m.Xattrs {
+		if err := unix.Fsetxattr(fd, x.Name, []byte(x.Value), 0); err != nil {
+			return err
+		}
+	}
+	if err := unix.Fchmod(fd, m.Mode&0o7777); err != nil {
+		return err
+	}
+	if m.Mtime != (unix.Timespec{}) {
+		ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, m.Mtime}
+		if err := unix.UtimesNanoAt(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), ts, 0); err != nil {
+			return err
+		}
+	}
+	if m.Sync {
+		return unix.Fdatasync(fd)
+	}
+	return nil
+}
+
+// tmpName is where a file waits that replaces another; there is one writer.
+const tmpName = ".kedge-replace.tmp"
+
+// link names an unnamed file.
+func (d *Dir) link(fd int, name string) error {
+	proc := "/proc/self/fd/" + strconv.Itoa(fd)
+	err := unix.Linkat(unix.AT_FDCWD, proc, d.Fd(), name, unix.AT_SYMLINK_FOLLOW)
+	if !errors.Is(err, unix.EEXIST) {
+		return d.fail("create", name, err)
+	}
+	if err := d.Remove(tmpName); err != nil {
+		return err
+	}
+	if err := unix.Linkat(unix.AT_FDCWD, proc, d.Fd(), tmpName, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return d.fail("create", name, err)
+	}
+	return d.Rename(tmpName, name)
+}
+
+// SameContent reports whether two regular files hold the same bytes.
+func SameContent(a *Dir, aName string, b *Dir, bName string) (bool, error) {
+	fa, err := a.OpenFile(aName)
+	if err != nil {
+		return false, err
+	}
+	defer fa.Close()
+	fb, err := b.OpenFile(bName)
+	if err != nil {
+		return false, err
+	}
+	defer fb.Close()
+	bufA, bufB := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		n, errA := io.ReadFull(fa, bufA)
+		m, errB := io.ReadFull(fb, bufB)
+		if n != m || !bytes.Equal(bufA[:n], bufB[:m]) {
+			return false, nil
+		}
+		switch {
+		case errA == io.EOF || errA == io.ErrUnexpectedEOF:
+			return errB == io.EOF || errB == io.ErrUnexpectedEOF, ignoreEOF(errB)
+		case errA != nil:
+			return false, a.fail("read", aName, errA)
+		case errB != nil:
+			return false, b.fail("read", bName, errB)
+		}
+	}
+}
+
+func ignoreEOF(err error) error {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,61 @@
+package etcmerge
+
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/internal/dirfd"
+)
+
+// sameMeta compares type, permissions and owner.
+func sameMeta(a, b *unix.Stat_t) bool {
+	return a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid
+}
+
+// sameEntry compares two entries of the same name that are not both
+// directories: metadata, contents, symlink targets, extended attributes other
+// than the label.
+func sameEntry(a, b *dirfd.Dir, name string, sa, sb *unix.Stat_t) (bool, error) {
+	if !sameMeta(sa, sb) {
+		return false, nil
+	}
+	switch sa.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		ta, err := a.Readlink(name)
+		if err != nil {
+			return false, err
+		}
+		tb, err := b.Readlink(name)
+		return err == nil && ta == tb, err
+	case unix.S_IFREG:
+		if sa.Size != sb.Size {
+			return false, nil
+		}
+		if differ, err := xattrsDiffer(a, b, name); err != nil || differ {
+			return false, err
+		}
+		if sa.Dev == sb.Dev && sa.Ino == sb.Ino || sa.Size == 0 {
+			return true, nil
+		}
+		return dirfd.SameContent(a, name, b, name)
+	}
+	return true, nil
+}
+
+// xattrsDiffer compares extended attributes without the label.
+func xattrsDiffer(a, b *dirfd.Dir, name string) (bool, error) {
+	xa, err := a.Xattrs(name)
+	if err != nil {
+		return false, err
+	}
+	xb, err := b.Xattrs(name)
+	if err != nil {
+		return false, err
+	}
+	return !slices.Equal(withoutLabel(xa), withoutLabel(xb)), nil
+}
+
+func withoutLabel(list []dirfd.Xattr) []dirfd.Xattr {
+	return slices.DeleteFunc(list, func(x dirfd.Xattr) bool { return x.Name == dirfd.SELinux })
+}

@@ -1,0 +1,471 @@
+// Package etcmerge carries a machine's changes to /etc from one root to the
+// next: a three-way merge of whole files, as libostree does it.
+//
+//	base   the old root's defaults   (its /usr/etc)
+//	local  the old root's /etc       (defaults and what people changed)
+//	image  the new root's defaults   (its /usr/etc)
+//
+// What differs between base and local is a local change and wins; everything
+// else is the new image's. A file that is gone from local stays gone.
+//
+// Plan reads and decides, Write makes a directory look like the plan. Write
+// compares before it writes, so a second Write after a few more local changes
+// costs only those: that is how a staged deployment's /etc is brought up to
+// date at shutdown. Neither follows a symlink or leaves the directories given.
+//
+// Where libostree and this package differ, on purpose:
+//   - a change of owner, mode or extended attributes alone is a change, for
+//     directories too (libostree ignores attributes, and directories);
+//   - a directory's attributes come from the image unless they were changed
+//     locally (libostree takes the local ones for each parent of a change);
+//   - a directory replaced locally by a file or symlink stays replaced
+//     (libostree refuses unless the image dropped the directory).
+//
+// SELinux labels are never a change: those of /usr/etc and /etc differ anyway.
+package etcmerge
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/internal/dirfd"
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// Kind is what was done to a path locally.
+type Kind uint8
+
+// The kinds of local change.
+const (
+	Added Kind = iota + 1
+	Modified
+	Removed
+	// Ignored is a local socket, fifo or device, which is never carried over.
+	Ignored
+)
+
+// String returns the kind as users read it.
+func (k Kind) String() string {
+	return [...]string{"", "added", "modified", "removed", "ignored"}[k]
+}
+
+// ImageSide is what the new image did to the same path.
+type ImageSide uint8
+
+// What the new image did.
+const (
+	// ImageSame: the image did not touch the path.
+	ImageSame ImageSide = iota
+	// ImageChanged: the image changed the path too; the local version wins.
+	ImageChanged
+	// ImageRemoved: the image dropped the path; the local version stays.
+	ImageRemoved
+	// ImageType: the image has a directory where the local version is none, or
+	// the other way round, and neither can be had with the other. Nothing is
+	// merged while one of these is left.
+	ImageType
+)
+
+// String returns the side as users read it.
+func (s ImageSide) String() string {
+	return [...]string{"unchanged", "changed", "removed", "type conflict"}[s]
+}
+
+// Change is one local change and what the new image did to the same path.
+type Change struct {
+	Path  string // below /etc, without a leading slash
+	Kind  Kind
+	Image ImageSide
+}
+
+// Conflict reports whether both sides changed the path.
+func (c Change) Conflict() bool { return c.Image != ImageSame }
+
+// Merge is what a new /etc is to look like.
+type Merge struct {
+	// Changes are the local changes in the order of their paths.
+	Changes []Change
+
+	local, image *dirfd.Dir
+	root         *node
+}
+
+// node is an entry of the new /etc.
+type node struct {
+	name     string
+	st       *unix.Stat_t
+	local    bool // its inode is the local one, else the image's
+	children []*node
+}
+
+func (n *node) isDir() bool { return isDir(n.st) }
+
+func isDir(st *unix.Stat_t) bool { return st != nil && st.Mode&unix.S_IFMT == unix.S_IFDIR }
+
+func isPlain(st *unix.Stat_t) bool {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG, unix.S_IFLNK, unix.S_IFDIR:
+		return true
+	}
+	return false
+}
+
+// Plan computes the merge. base and local may both be nil: then the new /etc
+// is the image's. The directories must stay open until after the last Write.
+//
+// A type conflict is no error here, so that every one can be shown; see
+// Refused.
+func Plan(ctx context.Context, base, local, image *dirfd.Dir) (*Merge, error) {
+	p := &planner{ctx: ctx}
+	root := &node{}
+	var err error
+	if root.st, err = image.Lstat("."); err != nil {
+		return nil, err
+	}
+	if local != nil {
+		b, err := base.Lstat(".")
+		if err != nil {
+			return nil, err
+		}
+		l, err := local.Lstat(".")
+		if err != nil {
+			return nil, err
+		}
+		if !sameMeta(b, l) {
+			root.st, root.local = l, true
+		}
+	}
+	if root.children, _, err = p.dir("", base, local, image); err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(p.changes, func(a, b Change) int { return cmp.Compare(a.Path, b.Path) })
+	return &Merge{Changes: p.changes, local: local, image: image, root: root}, nil
+}
+
+// Refused returns the Conflict error that names every type conflict, or nil.
+func (m *Merge) Refused() error {
+	var paths []string
+	for _, c := range m.Changes {
+		if c.Image == ImageType {
+			paths = append(paths, "/etc/"+c.Path)
+		}
+	}
+	if len(paths) == 0 {
+		return nil
+	}
+	return fault.New(fault.Conflict, "move the local file or directory away, or make it what the image has, and run the command again",
+		"merge /etc: file and directory stand against each other at %s", strings.Join(paths, ", "))
+}
+
+type planner struct {
+	ctx     context.Context
+	changes []Change
+}
+
+// entry is one name on the three sides; what a side does not have is nil.
+type entry struct {
+	path, name         string
+	base, local, image *unix.Stat_t
+	b, l, i            *dirfd.Dir // the directories that hold it
+}
+
+// dir merges one directory. A side that is nil has no such directory. changed
+// says whether anything in it was changed locally.
+func (p *planner) dir(prefix string, b, l, i *dirfd.Dir) (nodes []*node, changed bool, err error) {
+	names, err := union(b, l, i)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, name := range names {
+		if err := p.ctx.Err(); err != nil {
+			return nil, false, err
+		}
+		e := entry{path: prefix + name, name: name, b: b, l: l, i: i}
+		if e.base, err = lstat(b, name); err != nil {
+			return nil, false, err
+		}
+		if e.local, err = lstat(l, name); err != nil {
+			return nil, false, err
+		}
+		if e.image, err = lstat(i, name); err != nil {
+			return nil, false, err
+		}
+		before := len(p.changes)
+		n, err := p.entry(e)
+		if err != nil {
+			return nil, false, err
+		}
+		if n != nil {
+			nodes = append(nodes, n)
+		}
+		changed = changed || len(p.changes) > before
+	}
+	return nodes, changed, nil
+}
+
+func (p *planner) note(path string, k Kind, s ImageSide) {
+	p.changes = append(p.changes, Change{Path: path, Kind: k, Image: s})
+}
+
+// entry decides one name; nil means that the new /etc does not have it.
+func (p *planner) entry(e entry) (*node, error) {
+	switch {
+	case e.local != nil && !isPlain(e.local):
+		p.note(e.path, Ignored, ImageSame)
+		return p.take(e, false)
+	case e.l == nil, e.base == nil && e.local == nil:
+		return p.take(e, false)
+	case e.local == nil:
+		side, err := e.imageSide()
+		if err != nil {
+			return nil, err
+		}
+		p.note(e.path, Removed, side)
+		return nil, nil
+	case isDir(e.local) && (e.base == nil || isDir(e.base) || isDir(e.image)):
+		return p.subdir(e)
+	case e.base == nil:
+		return p.added(e)
+	}
+	return p.modified(e)
+}
+
+// added decides a local file that the old image did not have.
+func (p *planner) added(e entry) (*node, error) {
+	if e.image == nil {
+		p.note(e.path, Added, ImageSame)
+		return p.take(e, true)
+	}
+	if isDir(e.image) {
+		p.note(e.path, Added, ImageType)
+		return p.take(e, true)
+	}
+	same, err := sameEntry(e.l, e.i, e.name, e.local, e.image)
+	if err != nil {
+		return nil, err
+	}
+	if same {
+		return p.take(e, false)
+	}
+	p.note(e.path, Added, ImageChanged)
+	return p.take(e, true)
+}
+
+// modified decides what both the old image and the machine have, unless both
+// are directories.
+func (p *planner) modified(e entry) (*node, error) {
+	same, err := sameEntry(e.b, e.l, e.name, e.base, e.local)
+	if err != nil {
+		return nil, err
+	}
+	if same {
+		return p.take(e, false)
+	}
+	side, err := e.imageSide()
+	if err != nil {
+		return nil, err
+	}
+	if isDir(e.image) && !isDir(e.base) {
+		side = ImageType
+	}
+	p.note(e.path, Modified, side)
+	return p.take(e, true)
+}
+
+// subdir merges a directory that is one locally and was one, or nothing, in
+// the old image, or is one again in the new image.
+func (p *planner) subdir(e entry) (*node, error) {
+	if e.image != nil && !isDir(e.image) {
+		return p.dirAgainstFile(e)
+	}
+	b, l, i, done, err := e.open()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+
+	n := &node{name: e.name, st: e.image}
+	at := len(p.changes)
+	attrs := false
+	switch {
+	case !isDir(e.base):
+		n.st, n.local, attrs = e.local, true, e.image == nil
+	case !sameMeta(e.base, e.local):
+		n.st, n.local, attrs = e.local, true, true
+	default:
+		if attrs, err = xattrsDiffer(e.b, e.l, e.name); err != nil {
+			return nil, err
+		}
+		if attrs {
+			n.st, n.local = e.local, true
+		}
+	}
+	if attrs {
+		kind, side := Modified, ImageSame
+		if !isDir(e.base) {
+			kind = Added
+		} else if e.image == nil {
+			side = ImageRemoved
+		}
+		p.note(e.path, kind, side)
+	}
+	changed := false
+	if n.children, changed, err = p.dir(e.path+"/", b, l, i); err != nil {
+		return nil, err
+	}
+	if e.image == nil {
+		// The image dropped it: it stays only for the sake of local changes.
+		if e.base != nil && !changed {
+			p.changes = p.changes[:at]
+			return nil, nil
+		}
+		n.st, n.local = e.local, true
+	}
+	return n, nil
+}
+
+// dirAgainstFile decides a local directory where the new image has a file.
+func (p *planner) dirAgainstFile(e entry) (*node, error) {
+	if e.base == nil {
+		p.note(e.path, Added, ImageChanged)
+		return p.take(e, true)
+	}
+	b, l, _, done, err := e.open()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	at := len(p.changes)
+	_, changed, err := p.dir(e.path+"/", b, l, nil)
+	if err != nil {
+		return nil, err
+	}
+	p.changes = p.changes[:at]
+	if !changed {
+		return p.take(e, false)
+	}
+	p.note(e.path, Modified, ImageType)
+	return p.take(e, true)
+}
+
+// take returns the entry with everything below it as one side has it.
+func (p *planner) take(e entry, local bool) (*node, error) {
+	st, dir := e.image, e.i
+	if local {
+		st, dir = e.local, e.l
+	}
+	if st == nil || !isPlain(st) {
+		return nil, nil
+	}
+	n := &node{name: e.name, st: st, local: local}
+	if !n.isDir() {
+		return n, nil
+	}
+	sub, err := dir.Sub(e.name)
+	if err != nil {
+		return nil, err
+	}
+	defer sub.Close()
+	names, err := sub.Names()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		child := entry{path: e.path + "/" + name, name: name}
+		st, err := sub.Lstat(name)
+		if err != nil {
+			return nil, err
+		}
+		if local {
+			child.l, child.local = sub, st
+			if !isPlain(st) {
+				p.note(child.path, Ignored, ImageSame)
+			}
+		} else {
+			child.i, child.image = sub, st
+		}
+		c, err := p.take(child, local)
+		if err != nil {
+			return nil, err
+		}
+		if c != nil {
+			n.children = append(n.children, c)
+		}
+	}
+	return n, nil
+}
+
+// imageSide says what the new image did to an entry of the old one.
+func (e *entry) imageSide() (ImageSide, error) {
+	if e.image == nil {
+		return ImageRemoved, nil
+	}
+	if isDir(e.base) && isDir(e.image) {
+		return ImageSame, nil
+	}
+	same, err := sameEntry(e.b, e.i, e.name, e.base, e.image)
+	if err != nil || same {
+		return ImageSame, err
+	}
+	return ImageChanged, nil
+}
+
+// open opens the entry as a directory on the sides that have it as one.
+func (e *entry) open() (b, l, i *dirfd.Dir, done func(), err error) {
+	var opened []*dirfd.Dir
+	done = func() {
+		for _, d := range opened {
+			_ = d.Close()
+		}
+	}
+	sub := func(parent *dirfd.Dir, st *unix.Stat_t) *dirfd.Dir {
+		if err != nil || !isDir(st) {
+			return nil
+		}
+		var d *dirfd.Dir
+		if d, err = parent.Sub(e.name); err != nil {
+			return nil
+		}
+		opened = append(opened, d)
+		return d
+	}
+	b, l, i = sub(e.b, e.base), sub(e.l, e.local), sub(e.i, e.image)
+	if err != nil {
+		done()
+		return nil, nil, nil, nil, err
+	}
+	return b, l, i, done, nil
+}
+
+func union(dirs ...*dirfd.Dir) ([]string, error) {
+	var all []string
+	for _, d := range dirs {
+		if d == nil {
+			continue
+		}
+		names, err := d.Names()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, names...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+func lstat(d *dirfd.Dir, name string) (*unix.Stat_t, error) {
+	if d == nil {
+		return nil, nil
+	}
+	st, err := d.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return st, err
+}

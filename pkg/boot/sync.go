@@ -1,0 +1,124 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/internal/atomicfile"
+)
+
+// syncRoot makes everything in the sysroot's file system durable.
+func (s *Sysroot) syncRoot() error { return s.syncfs(s.root) }
+
+// syncRootDir makes the entries of one directory durable.
+func (s *Sysroot) syncRootDir(dir string) error {
+	if s.opts.NoSync {
+		return nil
+	}
+	return atomicfile.SyncDir(s.root, dir)
+}
+
+func (s *Sysroot) syncfs(root *os.Root) error {
+	if s.opts.NoSync {
+		return nil
+	}
+	f, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("sync the file system: %w", err)
+	}
+	return nil
+}
+
+// syncBoot makes the boot file system durable in a way that a reader sees who
+// does not replay its journal. sync leaves new directory entries in the
+// journal of ext4 and xfs; only a freeze writes them where they belong.
+//
+// A directory of the running machine's own root file system, unless that
+// machine booted from it, is only synced: nothing boots from there as it is,
+// and freezing would stop the machine.
+func (s *Sysroot) syncBoot() error {
+	if s.opts.NoSync {
+		return nil
+	}
+	boot, err := s.bootDir()
+	if err != nil {
+		return err
+	}
+	if err := s.syncfs(boot); err != nil {
+		return err
+	}
+	if s.booted == nil {
+		if same, err := sameFilesystem(s.host, boot); err != nil || same {
+			return err
+		}
+	}
+	f, err := boot.Open(".")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return s.freezeThaw(f)
+}
+
+// FIFREEZE and FITHAW of linux/fs.h.
+const (
+	fiFreeze = 0xc0045877
+	fiThaw   = 0xc0045878
+)
+
+// freezeThaw freezes and thaws a file system. A process that dies in between
+// would leave it frozen for good, so a child that no signal of the terminal
+// reaches waits for the end of a pipe and thaws. Where there is no program to
+// do that, or the file system cannot be frozen, the sync has to be enough.
+func (s *Sysroot) freezeThaw(dir *os.File) error {
+	thawer, err := exec.LookPath("fsfreeze")
+	if err != nil {
+		s.log.Warn("boot file system not frozen: fsfreeze is not installed")
+		return nil
+	}
+	watch := exec.Command("/bin/sh", "-c", `trap "" INT TERM HUP; read -r done || "$0" --unfreeze /proc/self/fd/3; exit 0`, thawer)
+	watch.ExtraFiles = []*os.File{dir}
+	watch.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	pipe, err := watch.StdinPipe()
+	if err == nil {
+		err = watch.Start()
+	}
+	if err != nil {
+		s.log.Warn("boot file system not frozen", "error", err)
+		return nil
+	}
+	err = freezeThawFd(int(dir.Fd()))
+	if err == nil {
+		_, _ = pipe.Write([]byte("done\n"))
+	}
+	// After an error the end of the pipe makes the child thaw.
+	_ = pipe.Close()
+	_ = watch.Wait()
+	return err
+}
+
+func freezeThawFd(fd int) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fiFreeze, 0); errno != 0 {
+		if errors.Is(errno, unix.EOPNOTSUPP) || errors.Is(errno, unix.ENOSYS) || errors.Is(errno, unix.EPERM) ||
+			errors.Is(errno, unix.EBUSY) || errors.Is(errno, unix.ENOTTY) {
+			return nil
+		}
+		return fmt.Errorf("freeze the boot file system: %w", errno)
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fiThaw, 0); errno != 0 && !errors.Is(errno, unix.EINVAL) {
+		return fmt.Errorf("thaw the boot file system: %w", errno)
+	}
+	return nil
+}
