@@ -1,0 +1,100 @@
+package ostree
+
+import (
+	"context"
+	"hash"
+	"io"
+)
+
+// parallelHash is the size from which a content's hashes run beside the reader
+// and the writer.
+const parallelHash = 1 << 20
+
+// copyHashed copies r to w, at most size bytes and one more, and feeds every
+// hash. It returns how many bytes r had: more than size means that r is longer.
+// r is read once, in pieces of the buffer's size; large contents are hashed in
+// goroutines of their own while the next piece is read.
+func copyHashed(ctx context.Context, w io.Writer, r io.Reader, size int64, buf []byte, hashes ...hash.Hash) (total int64, err error) {
+	if size < parallelHash {
+		for {
+			k, err := readAll(r, buf)
+			if total += int64(k); total > size || err != nil {
+				return total, err
+			}
+			for _, h := range hashes {
+				h.Write(buf[:k])
+			}
+			if _, err := w.Write(buf[:k]); err != nil {
+				return total, err
+			}
+			if k < len(buf) {
+				return total, nil
+			}
+		}
+	}
+	second := copyBuffers.Get().(*[copyBuffer]byte)
+	defer copyBuffers.Put(second)
+	bufs := [2][]byte{buf, second[:]}
+	p := startHashers(hashes)
+	defer p.stop()
+	for i := 0; ; i ^= 1 {
+		if err := ctx.Err(); err != nil {
+			return total, err
+		}
+		k, err := readAll(r, bufs[i])
+		p.wait() // the piece before this one
+		if total += int64(k); total > size || err != nil {
+			return total, err
+		}
+		p.feed(bufs[i][:k])
+		if _, err := w.Write(bufs[i][:k]); err != nil {
+			return total, err
+		}
+		if k < len(bufs[i]) {
+			p.wait()
+			return total, nil
+		}
+	}
+}
+
+// hashers feeds pieces to hashes in one goroutine each.
+type hashers struct {
+	in      []chan []byte
+	done    chan struct{}
+	pending int
+}
+
+func startHashers(hashes []hash.Hash) *hashers {
+	p := &hashers{done: make(chan struct{}, len(hashes))}
+	for _, h := range hashes {
+		in := make(chan []byte)
+		p.in = append(p.in, in)
+		go func() {
+			for b := range in {
+				h.Write(b)
+				p.done <- struct{}{}
+			}
+		}()
+	}
+	return p
+}
+
+func (p *hashers) feed(b []byte) {
+	for _, in := range p.in {
+		in <- b
+	}
+	p.pending = len(p.in)
+}
+
+func (p *hashers) wait() {
+	for ; p.pending > 0; p.pending-- {
+		<-p.done
+	}
+}
+
+func (p *hashers) stop() {
+	p.wait()
+	for _, in := range p.in {
+		close(in)
+	}
+}

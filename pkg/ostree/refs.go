@@ -1,0 +1,283 @@
+package ostree
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/ostree/object"
+)
+
+// Ref is a name of a commit. Name is REF for refs/heads, REMOTE:REF for
+// refs/remotes.
+type Ref struct {
+	Name   string
+	Commit Checksum
+	Alias  string // the ref that this one is a symlink to, or ""
+}
+
+// checkRef reports whether name is one that libostree accepts: parts of
+// letters, digits, '_', '-' and '.' that do not start with '.' or '-',
+// separated by slashes (OSTREE_REF_FRAGMENT_REGEXP).
+func checkRef(name string) error {
+	for part := range strings.SplitSeq(name, "/") {
+		ok := part != "" && part[0] != '.' && part[0] != '-'
+		for i := range len(part) {
+			c := part[i]
+			ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-' || c == '.')
+		}
+		if !ok {
+			return fault.New(fault.Usage, "", "%q is not a name for an ostree ref", name)
+		}
+	}
+	return nil
+}
+
+// refPath returns where a ref is kept in the repository's directory.
+func refPath(name string) (string, error) {
+	remote, ref, ok := strings.Cut(name, ":")
+	if !ok {
+		return "refs/heads/" + name, checkRef(name)
+	}
+	if err := checkRef(remote); err != nil || strings.Contains(remote, "/") {
+		return "", fault.New(fault.Usage, "", "%q is not a name for an ostree remote", remote)
+	}
+	return "refs/remotes/" + remote + "/" + ref, checkRef(ref)
+}
+
+// root opens the repository's directory for the few operations that follow
+// symlinks, and those only inside it.
+func (r *Repo) root() (*os.Root, error) {
+	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", r.dir.Fd()))
+}
+
+// Refs returns the refs whose names start with prefix, sorted by name; those
+// of remotes come after the local ones. Mirrored refs (refs/mirrors) are left
+// out, as libostree does without a collection id.
+func (r *Repo) Refs(prefix string) ([]Ref, error) {
+	root, err := r.root()
+	if err != nil {
+		return nil, fmt.Errorf("list the refs of %s: %w", r.path, err)
+	}
+	defer root.Close()
+	var refs []Ref
+	for _, top := range []struct{ dir, name string }{{"refs/heads", ""}, {"refs/remotes", ":"}} {
+		err := walkRefs(root, top.dir, "", 0, func(name string) error {
+			file := top.dir + "/" + name
+			if top.name != "" {
+				remote, ref, ok := strings.Cut(name, "/")
+				if !ok {
+					return nil
+				}
+				name = remote + ":" + ref
+			}
+			if !strings.HasPrefix(name, prefix) {
+				return nil
+			}
+			ref, err := readRef(root, file)
+			if err == nil {
+				ref.Name = name
+				refs = append(refs, ref)
+			} else if !errors.Is(err, fs.ErrNotExist) { // deleted meanwhile, or an alias of nothing
+				return fmt.Errorf("ref %s: %w", name, err)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list the refs of %s: %w", r.path, err)
+		}
+	}
+	return refs, nil
+}
+
+func walkRefs(root *os.Root, dir, prefix string, depth int, fn func(name string) error) error {
+	if depth > 64 {
+		return errTooDeep
+	}
+	f, err := root.Open(path.Join(dir, prefix))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	entries, err := f.ReadDir(-1)
+	_ = f.Close()
+	if err != nil {
+		return err
+	}
+	sortEntries(entries)
+	for _, e := range entries {
+		name := path.Join(prefix, e.Name())
+		switch {
+		case checkRef(e.Name()) != nil:
+		case e.IsDir():
+			err = walkRefs(root, dir, name, depth+1, fn)
+		case e.Type().IsRegular() || e.Type()&fs.ModeSymlink != 0:
+			err = fn(name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const maxRefFile = 256
+
+func readRef(root *os.Root, file string) (Ref, error) {
+	var ref Ref
+	if target, err := root.Readlink(file); err == nil {
+		ref.Alias = strings.TrimPrefix(path.Join(path.Dir(file), target), "refs/heads/")
+	}
+	f, err := root.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return ref, err
+	}
+	defer f.Close()
+	buf := make([]byte, maxRefFile)
+	n, err := readAll(f, buf)
+	if err != nil {
+		return ref, err
+	}
+	if ref.Commit, err = object.ParseChecksum(strings.TrimSpace(string(buf[:n]))); err != nil {
+		return ref, &fault.Error{Kind: fault.Corrupt, Err: err}
+	}
+	return ref, nil
+}
+
+// ResolveRev returns the commit that a revision names: 64 hex digits, REF,
+// REMOTE:REF, or one of these followed by ^ for its parent, any number of
+// times. A ref that is not local is looked for in the remotes, as libostree
+// does. What names nothing is an error of kind NotFound.
+func (r *Repo) ResolveRev(rev string) (Checksum, error) {
+	name := strings.TrimRight(rev, "^")
+	c, err := r.resolveName(name)
+	for range len(rev) - len(name) {
+		if err != nil {
+			break
+		}
+		var commit *object.Commit
+		if commit, err = r.ReadCommit(c); err == nil {
+			if c = commit.Parent; c.IsZero() {
+				err = fault.New(fault.NotFound, "", "a commit of %s has no parent", rev)
+			}
+		}
+	}
+	if err != nil {
+		return Checksum{}, fmt.Errorf("resolve %s in the ostree repository %s: %w", rev, r.path, err)
+	}
+	return c, nil
+}
+
+func (r *Repo) resolveName(name string) (Checksum, error) {
+	if c, err := object.ParseChecksum(name); err == nil {
+		return c, nil
+	}
+	file, err := refPath(name)
+	if err != nil {
+		return Checksum{}, err
+	}
+	root, err := r.root()
+	if err != nil {
+		return Checksum{}, err
+	}
+	defer root.Close()
+	ref, err := readRef(root, file)
+	if errors.Is(err, fs.ErrNotExist) && !strings.Contains(name, ":") {
+		var remotes []string
+		if remotes, err = readDirNames(r.dir, "refs/remotes"); err != nil {
+			remotes = nil
+		}
+		err = fs.ErrNotExist
+		for _, remote := range remotes {
+			if ref, err = readRef(root, "refs/remotes/"+remote+"/"+name); err == nil {
+				break
+			}
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EISDIR) {
+		return Checksum{}, fault.New(fault.NotFound, "", "there is no such ref")
+	}
+	return ref.Commit, err
+}
+
+// writeRef changes one ref; its rename is the commit point. Parent directories
+// are made; a file in the way of one is an error, as in libostree.
+func (r *Repo) writeRef(u refUpdate) error {
+	file, err := refPath(u.name)
+	if err != nil {
+		return err
+	}
+	switch {
+	case u.alias != "":
+		err = r.writeAlias(file, u)
+	case u.target.IsZero():
+		err = r.deleteRef(file)
+	default:
+		if err = r.makeRefDir(file); err == nil {
+			err = r.replaceFile(file, []byte(u.target.String()+"\n"), 0o644)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("write the ref %s: %w", u.name, err)
+	}
+	return nil
+}
+
+func (r *Repo) makeRefDir(file string) error {
+	root, err := r.root()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return root.MkdirAll(path.Dir(file), 0o755)
+}
+
+func (r *Repo) deleteRef(file string) error {
+	root, err := r.root()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := root.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return err
+	}
+	d, err := openDirAt(r.dir, path.Dir(file))
+	if err != nil {
+		return nil // the directory was never there
+	}
+	defer d.Close()
+	return r.fsync(d)
+}
+
+// writeAlias makes a relative symlink, in the same two steps as a file.
+func (r *Repo) writeAlias(file string, u refUpdate) error {
+	if err := r.makeRefDir(file); err != nil {
+		return err
+	}
+	ups := strings.Count(strings.TrimPrefix(file, "refs/heads/"), "/")
+	if strings.HasPrefix(file, "refs/remotes/") {
+		return errors.New("only a local ref can be an alias")
+	}
+	tmp := ".kedge-" + randomName()
+	if err := unix.Symlinkat(strings.Repeat("../", ups)+u.alias, int(r.tmp.Fd()), tmp); err != nil {
+		return err
+	}
+	if err := unix.Renameat(int(r.tmp.Fd()), tmp, int(r.dir.Fd()), file); err != nil {
+		_ = unlinkAt(r.tmp, tmp)
+		return err
+	}
+	d, err := openDirAt(r.dir, path.Dir(file))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return r.fsync(d)
+}

@@ -1,0 +1,355 @@
+package ostree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/ostree/object"
+)
+
+// Txn is a transaction: it gathers objects in a staging directory and moves
+// them, and then the refs, into place. Its writing methods are safe for
+// concurrent use; Commit and Abort end it and are not.
+type Txn struct {
+	repo    *Repo
+	ctx     context.Context
+	lock    *os.File
+	stage   *staging
+	madeDir [256]atomic.Bool // subdirectories of the staging directory
+	space   spaceBudget
+	done    bool
+
+	adopting [64]sync.Mutex // by inode number
+
+	mu   sync.Mutex
+	refs []refUpdate
+	meta map[Checksum]bool // metadata objects written or seen, to spare system calls
+}
+
+type refUpdate struct {
+	name   string
+	target Checksum // zero: delete
+	alias  string
+}
+
+// Txn starts a transaction. It takes the repository's lock, shared, so that
+// nothing is pruned meanwhile, and continues a staging directory that an
+// earlier process of the same boot left. The caller must end it with Commit or
+// Abort; Abort after Commit does nothing.
+func (r *Repo) Txn(ctx context.Context) (*Txn, error) {
+	if err := r.checkWritable(); err != nil {
+		return nil, err
+	}
+	lock, err := r.lock(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	t := &Txn{repo: r, ctx: ctx, lock: lock, meta: make(map[Checksum]bool)}
+	if t.stage, err = r.openStaging(); err == nil {
+		err = t.space.init(r)
+	}
+	if err != nil {
+		_ = t.Abort()
+		return nil, fmt.Errorf("start a transaction in the ostree repository %s: %w", r.path, err)
+	}
+	return t, nil
+}
+
+// SetRef makes a ref name a commit when the transaction commits; the zero
+// Checksum deletes it. Refs change in the order of the calls. name is REF or
+// REMOTE:REF.
+func (t *Txn) SetRef(name string, commit Checksum) error {
+	return t.addRef(refUpdate{name: name, target: commit})
+}
+
+// SetAlias makes a ref another name of the ref target.
+func (t *Txn) SetAlias(name, target string) error {
+	if err := checkRef(target); err != nil {
+		return err
+	}
+	return t.addRef(refUpdate{name: name, alias: target})
+}
+
+func (t *Txn) addRef(u refUpdate) error {
+	if _, err := refPath(u.name); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.refs = slices.DeleteFunc(t.refs, func(o refUpdate) bool { return o.name == u.name })
+	t.refs = append(t.refs, u)
+	return nil
+}
+
+// Abort ends the transaction without moving anything. The staging directory
+// stays for the next transaction of this boot, unless space had run out.
+func (t *Txn) Abort() error {
+	if t.done {
+		return nil
+	}
+	t.done = true
+	defer t.unlock()
+	if t.stage == nil {
+		return nil
+	}
+	if t.space.short.Load() {
+		return t.repo.removeStaging(t.stage)
+	}
+	t.repo.unlockStaging(t.stage)
+	return nil
+}
+
+func (t *Txn) unlock() {
+	if t.lock != nil {
+		_ = t.lock.Close()
+	}
+}
+
+// Commit makes the staged objects durable and part of the repository, and then
+// the refs. Order:
+//
+//  1. syncfs: the objects' data and metadata are on disk;
+//  2. rename to objects/, commits not yet; fsync of every directory there;
+//  3. rename of the commits, fsync of their directories: whatever the repository
+//     shows as a commit is complete, at any instant;
+//  4. each ref: temporary file, fsync, rename (the ref's commit point), fsync
+//     of its directory;
+//  5. the staging directory is removed.
+//
+// After an error the transaction is over as after Abort: with objects and refs
+// up to the failing step in place, and the rest still staged.
+func (t *Txn) Commit() error {
+	if t.done {
+		return errors.New("the ostree transaction is over")
+	}
+	err := t.commit()
+	if err != nil {
+		_ = t.Abort()
+		return fmt.Errorf("commit to the ostree repository %s: %w", t.repo.path, err)
+	}
+	t.done = true
+	defer t.unlock()
+	// What follows the commit point cannot fail the transaction; the next one
+	// cleans up what is left.
+	_ = t.repo.removeStaging(t.stage)
+	_ = t.repo.CleanTmp(false)
+	_ = setTimes(int(t.repo.dir.Fd()), nil) // libostree reloads its caches by this time stamp
+	return nil
+}
+
+func (t *Txn) commit() error {
+	if err := t.ctx.Err(); err != nil {
+		return err
+	}
+	r := t.repo
+	sync := r.config.Bool("core", "fsync", true)
+	if sync {
+		if err := unix.Syncfs(int(r.dir.Fd())); err != nil {
+			return fmt.Errorf("sync the file system: %w", err)
+		}
+	}
+	for _, commits := range []bool{false, true} {
+		dirs, err := t.moveObjects(commits)
+		if err != nil {
+			return err
+		}
+		if sync {
+			if err := r.syncObjectDirs(dirs); err != nil {
+				return err
+			}
+		}
+	}
+	for _, u := range t.refs {
+		if err := r.writeRef(u); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// moveObjects renames staged objects into place: commits, or all others. It
+// returns the names of the directories that changed.
+func (t *Txn) moveObjects(commits bool) ([]string, error) {
+	outer, err := readDirNames(t.stage.dir, ".")
+	if err != nil {
+		return nil, err
+	}
+	var changed []string
+	for _, name := range outer {
+		if len(name) != 2 {
+			continue
+		}
+		n, err := t.moveDir(name, commits)
+		if err != nil {
+			return nil, fmt.Errorf("move objects into place: %w", err)
+		}
+		if n > 0 {
+			changed = append(changed, name)
+		}
+	}
+	return changed, nil
+}
+
+func (t *Txn) moveDir(name string, commits bool) (moved int, err error) {
+	src, err := openDirAt(t.stage.dir, name)
+	if err != nil {
+		return 0, err
+	}
+	defer src.Close()
+	files, err := src.Readdirnames(-1)
+	if err != nil {
+		return 0, err
+	}
+	var dst *os.File
+	for _, file := range files {
+		n, ok := object.ParsePath(name, file, t.repo.mode == Archive)
+		if !ok || (n.Type == object.TypeCommit) != commits {
+			continue
+		}
+		if dst == nil {
+			if dst, err = t.repo.objectDir(name); err != nil {
+				return moved, err
+			}
+			defer dst.Close()
+		}
+		if err := moveObject(src, dst, file, n.Type == object.TypeCommitMeta); err != nil {
+			return moved, err
+		}
+		moved++
+	}
+	return moved, nil
+}
+
+// moveObject keeps an object that is there already, with its inode, since both
+// have the same content; only detached metadata is replaced.
+func moveObject(src, dst *os.File, name string, replace bool) error {
+	if replace {
+		return unix.Renameat(int(src.Fd()), name, int(dst.Fd()), name)
+	}
+	err := unix.Renameat2(int(src.Fd()), name, int(dst.Fd()), name, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) {
+		if err = unix.Linkat(int(src.Fd()), name, int(dst.Fd()), name, 0); err == nil {
+			return unlinkAt(src, name)
+		}
+	}
+	if errors.Is(err, unix.EEXIST) {
+		return unlinkAt(src, name)
+	}
+	return err
+}
+
+// objectDir opens a subdirectory of objects/, which it makes where it is
+// missing.
+func (r *Repo) objectDir(name string) (*os.File, error) {
+	d, err := openDirAt(r.objects, name)
+	if errors.Is(err, unix.ENOENT) {
+		if err := unix.Mkdirat(int(r.objects.Fd()), name, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+			return nil, fmt.Errorf("make objects/%s: %w", name, err)
+		}
+		d, err = openDirAt(r.objects, name)
+	}
+	return d, err
+}
+
+func (r *Repo) syncObjectDirs(names []string) error {
+	for _, name := range names {
+		d, err := openDirAt(r.objects, name)
+		if err != nil {
+			return err
+		}
+		err = d.Sync()
+		_ = d.Close()
+		if err != nil {
+			return fmt.Errorf("sync objects/%s: %w", name, err)
+		}
+	}
+	if err := r.objects.Sync(); err != nil {
+		return fmt.Errorf("sync objects: %w", err)
+	}
+	return nil
+}
+
+// has reports whether an object is in the repository or staged.
+func (t *Txn) has(path string) (bool, error) {
+	if ok, err := existsAt(t.repo.objects, path); ok || err != nil {
+		return ok, err
+	}
+	if !t.madeDir[hexByte(path)].Load() {
+		// The staging directory may come from an earlier process.
+		if ok, err := existsAt(t.stage.dir, path[:2]); !ok || err != nil {
+			return false, err
+		}
+		t.madeDir[hexByte(path)].Store(true)
+	}
+	return existsAt(t.stage.dir, path)
+}
+
+// ensureDir makes the subdirectory of the staging directory for a path.
+func (t *Txn) ensureDir(path string) error {
+	b := hexByte(path)
+	if t.madeDir[b].Load() {
+		return nil
+	}
+	if err := unix.Mkdirat(int(t.stage.dir.Fd()), path[:2], 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("make a staging directory: %w", err)
+	}
+	t.madeDir[b].Store(true)
+	return nil
+}
+
+const hexDigits = "0123456789abcdef"
+
+// hexByte returns the number in the first two characters of an object's path.
+func hexByte(path string) byte {
+	return byte(strings.IndexByte(hexDigits, path[0])<<4 | strings.IndexByte(hexDigits, path[1]))
+}
+
+// spaceBudget is how much a transaction may still write before the file system
+// has less free than core.min-free-space-* asks for.
+type spaceBudget struct {
+	left  atomic.Int64
+	min   uint64
+	short atomic.Bool
+}
+
+func (b *spaceBudget) init(r *Repo) error {
+	var st unix.Statfs_t
+	if err := retry(func() error { return unix.Fstatfs(int(r.dir.Fd()), &st) }); err != nil {
+		return fmt.Errorf("ask for the free space: %w", err)
+	}
+	size := uint64(st.Bsize)
+	reserve, err := r.config.minFree(st.Blocks * size)
+	if err != nil {
+		return err
+	}
+	free := st.Bavail * size
+	if os.Geteuid() == 0 {
+		free = st.Bfree * size
+	}
+	b.min = reserve
+	if free > reserve {
+		b.left.Store(int64(min(free-reserve, 1<<62)))
+	}
+	return nil
+}
+
+// take counts n bytes that are about to be written.
+func (b *spaceBudget) take(n int64) error {
+	if b.min == 0 || b.left.Add(-n) >= 0 {
+		return nil
+	}
+	b.short.Store(true)
+	return fault.New(fault.NoSpace, "", "not enough space: %d MB must stay free (core.min-free-space-percent, -size)", b.min>>20)
+}
+
+// give returns bytes that turned out not to be needed.
+func (b *spaceBudget) give(n int64) { b.left.Add(n) }
