@@ -1,0 +1,77 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+// Tags of the base image's OCI layout (hack/lab/base-image.sh). All hold the
+// same file system; TagAgent has the lab's agent in a second layer.
+const (
+	TagGzip    = "base"    // one gzip layer
+	TagZstd20  = "base20"  // twenty zstd layers
+	TagAgent   = "lab"     // base and the agent that Guest.Run talks to
+	TagChunked = "chunked" // in the layout that ChunkedImage returns
+)
+
+// BaseImage returns the OCI layout of the lab's bootable Debian, making it when
+// the cache does not hold it (root, three minutes).
+func BaseImage(t testing.TB) string {
+	t.Helper()
+	return made(t, "base-image.sh")
+}
+
+// ChunkedImage returns the OCI layout of the base image as an ostree-chunked
+// image of 40 layers, made by the real ostree-ext (root, cargo, two minutes).
+func ChunkedImage(t testing.TB) string {
+	t.Helper()
+	Need(t, "cargo")
+	return made(t, "chunked/large.sh")
+}
+
+func made(t testing.TB, recipe string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		Skip(t, "making base images needs root")
+	}
+	layout, err := Make(t.Context(), recipe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layout
+}
+
+// Make runs a recipe of hack/lab, which prints where what it made is.
+func Make(ctx context.Context, recipe string) (string, error) {
+	out, err := Command(ctx, filepath.Join(SourceDir(), "hack/lab", recipe))
+	if err != nil {
+		return "", fmt.Errorf("lab recipe %s: %w", recipe, err)
+	}
+	return lastLines(strings.TrimSpace(out), 1), nil
+}
+
+// SourceDir returns the top of kedge's source tree: the recipes lie there.
+func SourceDir() string {
+	if dir := os.Getenv("KEDGE_SOURCE"); dir != "" {
+		return dir
+	}
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
+}
+
+// CacheDir is where the lab keeps what takes long to make.
+func CacheDir() (string, error) {
+	if dir := os.Getenv("KEDGE_CACHE"); dir != "" {
+		return dir, nil
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "kedge"), nil
+}

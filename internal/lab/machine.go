@@ -1,0 +1,244 @@
+package lab
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Machine is a virtual machine: QEMU with a disk, without KVM, its kernel taken
+// from the disk's own default boot entry at each start. The image on the disk
+// must carry the lab's agent (the base image's tag "lab").
+//
+// A guest reaches this machine's loopback as HostAddress.
+type Machine struct {
+	Disk *Disk
+	Dir  string // consoles, sockets, kernels; must exist
+
+	// BootTimeout bounds a start until the agent answers; 0 is four minutes. A
+	// boot takes 50 s on two idle cores.
+	BootTimeout time.Duration
+	// ExtraOptions are added to the entry's kernel arguments.
+	ExtraOptions string
+	// Memory in MiB; 0 is 2048.
+	Memory int
+
+	boots int
+}
+
+// HostAddress is where a guest finds what listens on 127.0.0.1 here.
+const HostAddress = "10.0.2.2"
+
+// Guest is a running Machine whose agent has answered.
+type Guest struct {
+	Entry   BootEntry // what was booted
+	Console string    // file with what the serial console printed
+
+	qemu   *exec.Cmd
+	exited chan struct{} // closed when QEMU has ended
+	err    error         // QEMU's end; valid once exited is closed
+	conn   net.Conn
+	lines  *bufio.Reader
+	nextID int
+}
+
+// Boot starts the machine and waits until its agent answers.
+func (m *Machine) Boot(ctx context.Context) (*Guest, error) {
+	m.boots++
+	dir := filepath.Join(m.Dir, fmt.Sprintf("boot-%d", m.boots))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	entry, err := m.Disk.bootFiles(ctx, dir)
+	if err != nil {
+		return nil, fmt.Errorf("reading the boot entry: %w", err)
+	}
+	// A path below t.TempDir can be longer than a socket's may be.
+	sockDir, err := os.MkdirTemp("", "kedge-vm-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(sockDir)
+	sock := filepath.Join(sockDir, "agent")
+	listener, err := net.Listen("unix", sock)
+	if err != nil {
+		return nil, err
+	}
+	defer listener.Close()
+
+	g := &Guest{Entry: entry, Console: filepath.Join(dir, "console.log"), exited: make(chan struct{})}
+	g.qemu = exec.CommandContext(ctx, "qemu-system-x86_64", m.arguments(entry, g.Console, sock)...)
+	g.qemu.WaitDelay = time.Second
+	// A test that is killed must not leave a machine running.
+	g.qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var said strings.Builder
+	g.qemu.Stderr = &said
+	if err := g.qemu.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		g.err = g.qemu.Wait()
+		if g.err != nil && said.Len() > 0 {
+			g.err = fmt.Errorf("%w: %s", g.err, said.String())
+		}
+		close(g.exited)
+		listener.Close()
+	}()
+	timeout := m.BootTimeout
+	if timeout == 0 {
+		timeout = 4 * time.Minute
+	}
+	if err := g.awaitAgent(listener, time.Now().Add(timeout)); err != nil {
+		g.Kill()
+		return nil, fmt.Errorf("booting %s: %w; the console ends with:\n%s", entry.File, err, g.ConsoleTail(25))
+	}
+	return g, nil
+}
+
+func (m *Machine) arguments(e BootEntry, console, sock string) []string {
+	memory := m.Memory
+	if memory == 0 {
+		memory = 2048
+	}
+	args := []string{
+		"-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max", "-M", "q35", "-m", strconv.Itoa(memory),
+		"-display", "none", "-no-reboot", "-serial", "file:" + console,
+		"-kernel", e.Linux, "-append", strings.TrimSpace(e.Options + " " + m.ExtraOptions),
+		"-drive", "file=" + m.Disk.Path + ",if=virtio,format=raw,cache=unsafe",
+		"-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0",
+		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+		"-chardev", "socket,id=agent,path=" + sock, "-device", "virtserialport,chardev=agent,name=kedge.agent",
+	}
+	if e.Initrd != "" {
+		args = append(args, "-initrd", e.Initrd)
+	}
+	return args
+}
+
+func (g *Guest) awaitAgent(l net.Listener, deadline time.Time) error {
+	conn, err := l.Accept()
+	if err != nil {
+		return g.orExit(err)
+	}
+	g.conn, g.lines = conn, bufio.NewReader(conn)
+	line, err := g.readLine(deadline)
+	if err == nil && line != "ready" {
+		err = fmt.Errorf("the agent said %q", line)
+	}
+	return err
+}
+
+func (g *Guest) readLine(deadline time.Time) (string, error) {
+	if err := g.conn.SetReadDeadline(deadline); err != nil {
+		return "", err
+	}
+	line, err := g.lines.ReadString('\n')
+	return strings.TrimSuffix(line, "\n"), g.orExit(err)
+}
+
+// orExit replaces a broken connection's error by the reason: QEMU's end.
+func (g *Guest) orExit(err error) error {
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	select {
+	case <-g.exited:
+		return fmt.Errorf("the guest is gone (QEMU: %v): %w", g.err, err)
+	case <-time.After(2 * time.Second):
+		return err
+	}
+}
+
+// Run executes a bash script as root in the guest and returns what it printed,
+// stdout and stderr together. A script that fails is an *ExitError.
+func (g *Guest) Run(script string, timeout time.Duration) (string, error) {
+	g.nextID++
+	id := strconv.Itoa(g.nextID)
+	deadline := time.Now().Add(timeout)
+	if err := g.conn.SetWriteDeadline(deadline); err != nil {
+		return "", err
+	}
+	request := id + " " + base64.StdEncoding.EncodeToString([]byte(script)) + "\n"
+	if _, err := g.conn.Write([]byte(request)); err != nil {
+		return "", g.orExit(err)
+	}
+	line, err := g.readLine(deadline)
+	if err != nil {
+		return "", fmt.Errorf("waiting for the guest to run %q: %w; the console ends with:\n%s", script, err, g.ConsoleTail(15))
+	}
+	fields := strings.Fields(line)
+	if len(fields) < 2 || fields[0] != id {
+		return "", fmt.Errorf("the agent answered %q to request %s", line, id)
+	}
+	code, err := strconv.Atoi(fields[1])
+	if err != nil {
+		return "", fmt.Errorf("the agent answered %q", line)
+	}
+	var out []byte
+	if len(fields) > 2 {
+		if out, err = base64.StdEncoding.DecodeString(fields[2]); err != nil {
+			return "", err
+		}
+	}
+	if code != 0 {
+		return string(out), &ExitError{Script: script, Code: code, Output: string(out)}
+	}
+	return string(out), nil
+}
+
+// ExitError says that a guest's script ended with another code than 0.
+type ExitError struct {
+	Script string
+	Code   int
+	Output string
+}
+
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("guest script %q: exit code %d\n%s", e.Script, e.Code, e.Output)
+}
+
+// Shutdown stops the guest as its user would ("reboot" or "poweroff") and waits
+// until it is down; what runs at shutdown has then run. The next Boot reads the
+// boot entries anew, so it is the second half of a reboot.
+func (g *Guest) Shutdown(verb string, timeout time.Duration) error {
+	request := "0 " + base64.StdEncoding.EncodeToString([]byte("systemctl --no-block "+verb)) + "\n"
+	if _, err := g.conn.Write([]byte(request)); err != nil {
+		return g.orExit(err)
+	}
+	select {
+	case <-g.exited:
+		return g.err
+	case <-time.After(timeout):
+		tail := g.ConsoleTail(25)
+		g.Kill()
+		return fmt.Errorf("the guest was not down %s after %s; the console ends with:\n%s", timeout, verb, tail)
+	}
+}
+
+// Kill ends the guest as a power cut would and waits for QEMU to be gone.
+func (g *Guest) Kill() {
+	_ = g.qemu.Process.Kill() // it may have ended by itself
+	<-g.exited
+	if g.conn != nil {
+		g.conn.Close()
+	}
+}
+
+// ConsoleTail returns the last n lines of the serial console.
+func (g *Guest) ConsoleTail(n int) string {
+	b, err := os.ReadFile(g.Console)
+	if err != nil {
+		return err.Error()
+	}
+	return lastLines(strings.ReplaceAll(string(b), "\r", ""), n)
+}

@@ -1,0 +1,56 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Podman runs podman on a store of the lab's own, beside the user's.
+type Podman struct {
+	root, runroot string
+}
+
+// NewPodman uses a store in dir; images in it stay for the next run.
+func NewPodman(dir string) (*Podman, error) {
+	p := &Podman{root: filepath.Join(dir, "root"), runroot: filepath.Join(dir, "run")}
+	return p, os.MkdirAll(p.root, 0o700)
+}
+
+// Run calls podman and returns what it printed.
+func (p *Podman) Run(ctx context.Context, args ...string) (string, error) {
+	out, err := Command(ctx, "podman", append([]string{"--root", p.root, "--runroot", p.runroot}, args...)...)
+	return strings.TrimSpace(out), err
+}
+
+// Load makes the image tagged tag of an OCI layout known as name.
+func (p *Podman) Load(ctx context.Context, layoutDir, tag, name string) error {
+	if _, err := p.Run(ctx, "image", "exists", name); err == nil {
+		return nil
+	}
+	id, err := p.Run(ctx, "pull", "--quiet", "oci:"+layoutDir+":"+tag)
+	if err != nil {
+		return err
+	}
+	_, err = p.Run(ctx, "tag", lastLines(id, 1), name)
+	return err
+}
+
+// Build builds a Containerfile given as text, with contextDir as its context,
+// and pushes the result to ref, which lies in a registry without TLS. The
+// chroot isolation works without cgroups.
+func (p *Podman) Build(ctx context.Context, containerfile, contextDir, ref string) error {
+	f := filepath.Join(contextDir, "Containerfile")
+	if err := os.WriteFile(f, []byte(containerfile), 0o644); err != nil {
+		return err
+	}
+	if _, err := p.Run(ctx, "build", "--isolation=chroot", "--pull=never", "--layers=false", "--format=oci", "-t", ref, "-f", f, contextDir); err != nil {
+		return err
+	}
+	if _, err := p.Run(ctx, "push", "--quiet", "--tls-verify=false", ref); err != nil {
+		return fmt.Errorf("pushing %s: %w", ref, err)
+	}
+	return nil
+}
