@@ -14,14 +14,6 @@ import (
 	"github.com/kedge-os/kedge/pkg/ostree/object"
 )
 
-// Ref is a name of a commit. Name is REF for refs/heads, REMOTE:REF for
-// refs/remotes.
-type Ref struct {
-	Name   string
-	Commit Checksum
-	Alias  string // the ref that this one is a symlink to, or ""
-}
-
 // checkRef reports whether name is one that libostree accepts: parts of
 // letters, digits, '_', '-' and '.' that do not start with '.' or '-',
 // separated by slashes (OSTREE_REF_FRAGMENT_REGEXP).
@@ -57,43 +49,67 @@ func (r *Repo) root() (*os.Root, error) {
 	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", r.dir.Fd()))
 }
 
-// Refs returns the refs whose names start with prefix, sorted by name; those
-// of remotes come after the local ones. Mirrored refs (refs/mirrors) are left
-// out, as libostree does without a collection id.
-func (r *Repo) Refs(prefix string) ([]Ref, error) {
-	root, err := r.root()
+// Refs returns the refs whose names start with prefix: REF for refs/heads,
+// REMOTE:REF for refs/remotes. Mirrored refs (refs/mirrors) are left out, as
+// libostree does without a collection id.
+func (r *Repo) Refs(prefix string) (map[string]Checksum, error) {
+	refs := make(map[string]Checksum)
+	err := r.eachRef(prefix, func(root *os.Root, name, file string) error {
+		c, err := readRef(root, file)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // deleted meanwhile, or an alias of nothing
+			return nil
+		case err != nil:
+			return fmt.Errorf("ref %s: %w", name, err)
+		}
+		refs[name] = c
+		return nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list the refs of %s: %w", r.path, err)
 	}
-	defer root.Close()
-	var refs []Ref
-	for _, top := range []struct{ dir, name string }{{"refs/heads", ""}, {"refs/remotes", ":"}} {
-		err := walkRefs(root, top.dir, "", 0, func(name string) error {
-			file := top.dir + "/" + name
-			if top.name != "" {
-				remote, ref, ok := strings.Cut(name, "/")
-				if !ok {
-					return nil
-				}
-				name = remote + ":" + ref
-			}
-			if !strings.HasPrefix(name, prefix) {
-				return nil
-			}
-			ref, err := readRef(root, file)
-			if err == nil {
-				ref.Name = name
-				refs = append(refs, ref)
-			} else if !errors.Is(err, fs.ErrNotExist) { // deleted meanwhile, or an alias of nothing
-				return fmt.Errorf("ref %s: %w", name, err)
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("list the refs of %s: %w", r.path, err)
-		}
-	}
 	return refs, nil
+}
+
+// Aliases returns the local refs that are other names of a ref, with that ref.
+func (r *Repo) Aliases() (map[string]string, error) {
+	aliases := make(map[string]string)
+	err := r.eachRef("", func(root *os.Root, name, file string) error {
+		if target, err := root.Readlink(file); err == nil && !strings.Contains(name, ":") {
+			aliases[name] = strings.TrimPrefix(path.Join(path.Dir(file), target), "refs/heads/")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the aliases of %s: %w", r.path, err)
+	}
+	return aliases, nil
+}
+
+// eachRef calls fn with the name and the file of every ref, in their order.
+func (r *Repo) eachRef(prefix string, fn func(root *os.Root, name, file string) error) error {
+	root, err := r.root()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	err = walkRefs(root, "refs/heads", "", 0, func(name string) error {
+		if !strings.HasPrefix(name, prefix) {
+			return nil
+		}
+		return fn(root, name, "refs/heads/"+name)
+	})
+	if err != nil {
+		return err
+	}
+	return walkRefs(root, "refs/remotes", "", 0, func(file string) error {
+		remote, ref, ok := strings.Cut(file, "/")
+		name := remote + ":" + ref
+		if !ok || !strings.HasPrefix(name, prefix) {
+			return nil
+		}
+		return fn(root, name, "refs/remotes/"+file)
+	})
 }
 
 func walkRefs(root *os.Root, dir, prefix string, depth int, fn func(name string) error) error {
@@ -131,25 +147,22 @@ func walkRefs(root *os.Root, dir, prefix string, depth int, fn func(name string)
 
 const maxRefFile = 256
 
-func readRef(root *os.Root, file string) (Ref, error) {
-	var ref Ref
-	if target, err := root.Readlink(file); err == nil {
-		ref.Alias = strings.TrimPrefix(path.Join(path.Dir(file), target), "refs/heads/")
-	}
+func readRef(root *os.Root, file string) (Checksum, error) {
 	f, err := root.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return ref, err
+		return Checksum{}, err
 	}
 	defer f.Close()
 	buf := make([]byte, maxRefFile)
 	n, err := readAll(f, buf)
 	if err != nil {
-		return ref, err
+		return Checksum{}, err
 	}
-	if ref.Commit, err = object.ParseChecksum(strings.TrimSpace(string(buf[:n]))); err != nil {
-		return ref, &fault.Error{Kind: fault.Corrupt, Err: err}
+	c, err := object.ParseChecksum(strings.TrimSpace(string(buf[:n])))
+	if err != nil {
+		return c, &fault.Error{Kind: fault.Corrupt, Err: err}
 	}
-	return ref, nil
+	return c, nil
 }
 
 // ResolveRev returns the commit that a revision names: 64 hex digits, REF,
@@ -189,7 +202,7 @@ func (r *Repo) resolveName(name string) (Checksum, error) {
 		return Checksum{}, err
 	}
 	defer root.Close()
-	ref, err := readRef(root, file)
+	c, err := readRef(root, file)
 	if errors.Is(err, fs.ErrNotExist) && !strings.Contains(name, ":") {
 		var remotes []string
 		if remotes, err = readDirNames(r.dir, "refs/remotes"); err != nil {
@@ -197,15 +210,15 @@ func (r *Repo) resolveName(name string) (Checksum, error) {
 		}
 		err = fs.ErrNotExist
 		for _, remote := range remotes {
-			if ref, err = readRef(root, "refs/remotes/"+remote+"/"+name); err == nil {
+			if c, err = readRef(root, "refs/remotes/"+remote+"/"+name); err == nil {
 				break
 			}
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EISDIR) {
-		return Checksum{}, fault.New(fault.NotFound, "", "there is no such ref")
+		return Checksum{}, fault.New(fault.NotFound, "", "there is no such ref: %w", fs.ErrNotExist)
 	}
-	return ref.Commit, err
+	return c, err
 }
 
 // writeRef changes one ref; its rename is the commit point. Parent directories
