@@ -73,7 +73,7 @@ func (l *layout) shareXattrs() int64 {
 		if l.xattrs[i].uses > 1 {
 			l.table = append(l.table, uint32(i))
 		}
-		if strings.HasPrefix(l.xattrs[i].name, "system.posix_acl_") {
+		if name := l.xattrs[i].name; name == "system.posix_acl_access" || name == "system.posix_acl_default" {
 			l.hasACL = true
 		}
 	}
