@@ -3,9 +3,7 @@ package lab
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 )
 
@@ -47,10 +45,9 @@ func (d *Disk) With(ctx context.Context, fn func(root string) error) (err error)
 		return err
 	}
 	defer func() {
-		// Not under ctx: a cancelled test must not leave its mounts behind.
-		if out, uerr := exec.Command("umount", dir).CombinedOutput(); uerr != nil {
-			err = errors.Join(err, fmt.Errorf("umount %s: %w: %s", dir, uerr, out))
-		}
+		// A cancelled test must not leave its mounts behind.
+		_, uerr := Command(context.WithoutCancel(ctx), "umount", dir)
+		err = errors.Join(err, uerr)
 	}()
 	return fn(dir)
 }

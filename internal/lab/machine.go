@@ -70,7 +70,7 @@ func (m *Machine) Boot(ctx context.Context) (*Guest, error) {
 	}
 	defer os.RemoveAll(sockDir)
 	sock := filepath.Join(sockDir, "agent")
-	listener, err := net.Listen("unix", sock)
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", sock)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +153,11 @@ func (g *Guest) orExit(err error) error {
 	}
 	select {
 	case <-g.exited:
-		return fmt.Errorf("the guest is gone (QEMU: %v): %w", g.err, err)
+		how := "ended"
+		if g.err != nil {
+			how = g.err.Error()
+		}
+		return fmt.Errorf("the guest is gone: %w (QEMU: %s)", err, how)
 	case <-time.After(2 * time.Second):
 		return err
 	}
