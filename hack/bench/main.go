@@ -1,0 +1,153 @@
+// Command bench measures kedge against podman, umoci and ostree on the lab's
+// base image, in one run on one machine, and prints a markdown table.
+//
+// Each figure is the best of several runs that start from the same state, with
+// the page cache warm and earlier writes flushed. "The limit" is one process
+// that does what nobody can leave out: decompress, hash the blob, the layer and
+// each file, write the files.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+type bench struct {
+	kedge, layout, work, chunked string
+	runs                         int
+	only                         string
+	keep                         bool
+	registry                     *registry
+	rows                         []row
+}
+
+func main() {
+	var b bench
+	flag.StringVar(&b.kedge, "kedge", "bin/kedge", "the `PROGRAM` to measure")
+	flag.StringVar(&b.layout, "layout", "", "OCI layout `DIR` of the lab's base image (hack/lab/base-image.sh prints it)")
+	flag.StringVar(&b.chunked, "chunked", "", "OCI layout `DIR` of the ostree-chunked image (hack/lab/chunked/large.sh prints it); may be empty")
+	flag.StringVar(&b.work, "work", "", "scratch `DIR` on the file system to measure; made and removed")
+	flag.IntVar(&b.runs, "runs", 3, "take the best of `N` runs")
+	flag.StringVar(&b.only, "only", "", "only the rows whose name has `TEXT` in it")
+	flag.Parse()
+	if os.Getenv(limitVariable) != "" {
+		exit(limit(flag.Arg(0), flag.Arg(1)))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	exit(b.run(ctx))
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func (b *bench) run(ctx context.Context) (err error) {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("needs root: owners, xattrs, mounts")
+	}
+	if b.kedge, err = filepath.Abs(b.kedge); err != nil {
+		return err
+	}
+	if b.work == "" {
+		b.work, err = os.MkdirTemp("", "kedge-bench-")
+	} else {
+		err = os.MkdirAll(b.work, 0o755)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if e := b.remove(b.work); err == nil {
+			err = e
+		}
+	}()
+	if b.registry, err = serve(filepath.Join(b.work, "registry")); err != nil {
+		return err
+	}
+	defer b.registry.close()
+	for _, group := range []func(context.Context) error{b.cold, b.upgrades} {
+		if err := group(ctx); err != nil {
+			return err
+		}
+	}
+	b.print()
+	return nil
+}
+
+// measured is what a program took.
+type measured struct {
+	wall time.Duration
+	cpu  time.Duration
+	rss  int64 // bytes, the largest of the program and the children it waited for
+}
+
+// measure runs a program once, after what was written before is on disk.
+func (b *bench) measure(ctx context.Context, env []string, argv ...string) (measured, error) {
+	unix.Sync()
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = append(cmd.Env, "CONTAINERS_REGISTRIES_CONF="+b.registry.config)
+	start := time.Now()
+	out, err := cmd.CombinedOutput()
+	m := measured{wall: time.Since(start)}
+	if err != nil {
+		return m, fmt.Errorf("%s: %w\n%s", strings.Join(argv, " "), err, out)
+	}
+	if u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		m.rss = u.Maxrss * 1024
+	}
+	m.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	return m, nil
+}
+
+// best runs a program several times. prepare makes the state that each run
+// starts from and returns its command line.
+func (b *bench) best(ctx context.Context, prepare func(i int) (argv []string, err error)) (measured, error) {
+	var best measured
+	for i := range b.runs {
+		argv, err := prepare(i)
+		if err != nil {
+			return best, err
+		}
+		var env []string
+		if argv[0] == os.Args[0] {
+			env = []string{limitVariable + "=1"}
+		}
+		m, err := b.measure(ctx, env, argv...)
+		if err != nil {
+			return best, err
+		}
+		if i == 0 || m.wall < best.wall {
+			best.wall, best.cpu = m.wall, m.cpu
+		}
+		best.rss = max(best.rss, m.rss)
+	}
+	return best, nil
+}
+
+// remove deletes a directory that may hold immutable deployments and mounts.
+func (b *bench) remove(dir string) error {
+	_ = exec.Command("chattr", "-R", "-f", "-i", dir).Run()
+	return os.RemoveAll(dir)
+}
+
+// fresh returns a directory that does not exist, in place of what was there.
+func (b *bench) fresh(name string) (string, error) {
+	dir := filepath.Join(b.work, name)
+	return dir, b.remove(dir)
+}

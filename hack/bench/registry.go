@@ -1,0 +1,97 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	ggcr "github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// registry is a registry on the loopback interface that serves from disk.
+type registry struct {
+	address string
+	config  string // a registries.conf that allows plain HTTP to it
+	server  *http.Server
+}
+
+func serve(dir string) (*registry, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	r := &registry{address: l.Addr().String(), config: filepath.Join(dir, "registries.conf")}
+	r.server = &http.Server{Handler: ggcr.New(ggcr.WithBlobHandler(ggcr.NewDiskBlobHandler(dir)), ggcr.Logger(log.New(io.Discard, "", 0)))}
+	go func() { _ = r.server.Serve(l) }()
+	return r, os.WriteFile(r.config, []byte(fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", r.address)), 0o644)
+}
+
+func (r *registry) close() { _ = r.server.Close() }
+
+func (r *registry) image(tag string) string { return r.address + "/os:" + tag }
+
+func (r *registry) push(tag string, img v1.Image) error {
+	ref, err := name.ParseReference(r.image(tag), name.Insecure)
+	if err != nil {
+		return err
+	}
+	return remote.Write(ref, img)
+}
+
+// pull returns an image that was pushed before.
+func (r *registry) pull(tag string) (v1.Image, error) {
+	ref, err := name.ParseReference(r.image(tag), name.Insecure)
+	if err != nil {
+		return nil, err
+	}
+	return remote.Image(ref)
+}
+
+// fromLayout finds the image with a tag in an OCI layout.
+func fromLayout(dir, tag string) (v1.Image, error) {
+	index, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		return nil, err
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range manifest.Manifests {
+		if d.Annotations["org.opencontainers.image.ref.name"] == tag {
+			return index.Image(d.Digest)
+		}
+	}
+	return nil, fmt.Errorf("%s has no image tagged %s", dir, tag)
+}
+
+// derive adds a layer to an image.
+func derive(base v1.Image, gzipped []byte) (v1.Image, error) {
+	diffID, err := uncompressedDigest(bytes.NewReader(gzipped))
+	if err != nil {
+		return nil, err
+	}
+	return mutate.AppendLayers(base, layerOf{static.NewLayer(gzipped, types.OCILayer), diffID})
+}
+
+type layerOf struct {
+	v1.Layer
+	diffID v1.Hash
+}
+
+func (l layerOf) DiffID() (v1.Hash, error) { return l.diffID, nil }

@@ -1,0 +1,33 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+)
+
+// print writes the table, as docs/performance.md has it.
+func (b *bench) print() {
+	host := "unknown CPU"
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(info)) {
+			if v, ok := strings.CutPrefix(line, "model name"); ok {
+				host = strings.Trim(v, "\t :\n")
+				break
+			}
+		}
+	}
+	fmt.Printf("%d × %s; best of %d runs, largest RSS of all.\n\n", runtime.NumCPU(), host, b.runs)
+	fmt.Println("| what | program | seconds | CPU seconds | peak RSS, MB | time against podman pull |")
+	fmt.Println("|---|---|---:|---:|---:|---:|")
+	for _, r := range b.rows {
+		ratio := ""
+		for _, o := range b.rows {
+			if o.name == r.name && o.program == r.reference && o.program != r.program {
+				ratio = fmt.Sprintf("%.2f", r.wall.Seconds()/o.wall.Seconds())
+			}
+		}
+		fmt.Printf("| %s | %s | %.2f | %.2f | %d | %s |\n", r.name, r.program, r.wall.Seconds(), r.cpu.Seconds(), r.rss>>20, ratio)
+	}
+}

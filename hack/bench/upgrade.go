@@ -1,0 +1,144 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/klauspost/compress/gzip"
+)
+
+// upgrades starts from a host, or a podman store, that has the base image, and
+// moves the tag that it follows.
+func (b *bench) upgrades(ctx context.Context) error {
+	if !strings.Contains("upgrade", b.only) && b.only != "" {
+		return nil
+	}
+	base, err := b.registry.pull("base20")
+	if err != nil {
+		return err
+	}
+	oneFile, err := layerWith([]member{{"usr/share/kedge-bench", []byte("one file\n")}})
+	if err != nil {
+		return err
+	}
+	onePercent, err := percentLayer(base)
+	if err != nil {
+		return err
+	}
+	for _, u := range []struct {
+		name  string
+		layer []byte
+	}{{"upgrade, no change", nil}, {"upgrade, one file", oneFile}, {"upgrade, 1 % of the files", onePercent}} {
+		target := base
+		if u.layer != nil {
+			if target, err = derive(base, u.layer); err != nil {
+				return err
+			}
+		}
+		if err := b.upgrade(ctx, u.name, base, target); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) upgrade(ctx context.Context, name string, base, target v1.Image) error {
+	source := b.registry.image("moving")
+	programs := []struct {
+		name    string
+		prepare func(i int) ([]string, error)
+	}{
+		{"podman pull", func(i int) ([]string, error) {
+			dir, err := b.fresh("podman")
+			pull := append(podman(dir), "pull", "--quiet", "--tls-verify=false", source)
+			return pull, errors.Join(err, b.registry.push("moving", base), b.quietly(pull...), b.registry.push("moving", target))
+		}},
+		{"kedge upgrade", func(i int) ([]string, error) {
+			dir, err := b.fresh("sysroot")
+			if err == nil {
+				err = os.Mkdir(dir, 0o755)
+			}
+			return []string{b.kedge, "--sysroot", dir, "upgrade"}, errors.Join(err, b.registry.push("moving", base),
+				b.quietly(b.kedge, "install", "to-filesystem", "--image", "docker://"+source, "--bootloader", "none", dir),
+				b.registry.push("moving", target))
+		}},
+	}
+	for _, p := range programs {
+		m, err := b.best(ctx, p.prepare)
+		if err != nil {
+			return err
+		}
+		b.record(name, p.name, "podman pull", m)
+	}
+	_, err1 := b.fresh("podman")
+	_, err2 := b.fresh("sysroot")
+	return errors.Join(err1, err2)
+}
+
+func (b *bench) quietly(argv ...string) error {
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "CONTAINERS_REGISTRIES_CONF="+b.registry.config)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", strings.Join(argv, " "), err, out)
+	}
+	return nil
+}
+
+type member struct {
+	name string
+	body []byte
+}
+
+func layerWith(members []member) ([]byte, error) {
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	w := tar.NewWriter(z)
+	for _, m := range members {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: m.name, Mode: 0o644, Size: int64(len(m.body))}); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(m.body); err != nil {
+			return nil, err
+		}
+	}
+	err := errors.Join(w.Close(), z.Close())
+	return b.Bytes(), err
+}
+
+// percentLayer changes the last byte of every hundredth file of an image.
+func percentLayer(img v1.Image) ([]byte, error) {
+	r := mutate.Extract(img)
+	defer r.Close()
+	t := tar.NewReader(r)
+	var members []member
+	for n := 0; ; {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			return layerWith(members)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if h.Typeflag != tar.TypeReg || h.Size == 0 {
+			continue
+		}
+		if n++; n%100 != 0 {
+			continue
+		}
+		body, err := io.ReadAll(t)
+		if err != nil {
+			return nil, err
+		}
+		body[len(body)-1]++
+		members = append(members, member{strings.TrimPrefix(h.Name, "/"), body})
+	}
+}
