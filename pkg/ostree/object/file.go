@@ -3,6 +3,7 @@ package object
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -56,7 +57,9 @@ func xattrsValue(list []fstree.Xattr) gvariant.Value {
 // EncodeXattrs encodes a(ayay): the content of a file-xattrs object.
 func EncodeXattrs(x *fstree.Xattrs) []byte { return xattrsValue(x.All()).Data }
 
-// DecodeXattrs decodes a(ayay). Names are unique and in order.
+// DecodeXattrs decodes a(ayay). Names are unique; they are returned in bytewise
+// order, in which libostree hashes them (_ostree_canonicalize_xattrs), although
+// it stores them in archive headers and split xattrs in the order of the commit.
 func DecodeXattrs(data []byte) ([]fstree.Xattr, error) {
 	list, err := decodeXattrs(data)
 	if err != nil {
@@ -79,12 +82,16 @@ func decodeXattrs(data []byte) ([]fstree.Xattr, error) {
 			return err
 		case name == "":
 			return fmt.Errorf("extended attribute %d has no name", len(list))
-		case len(list) > 0 && name <= list[len(list)-1].Name:
-			return fmt.Errorf("extended attribute %q stands after %q", name, list[len(list)-1].Name)
 		}
 		list = append(list, fstree.Xattr{Name: name, Value: string(m[1].Data)})
 		return nil
 	})
+	slices.SortFunc(list, func(a, b fstree.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	for i := 1; i < len(list); i++ {
+		if list[i].Name == list[i-1].Name {
+			return nil, fmt.Errorf("extended attribute %q occurs twice", list[i].Name)
+		}
+	}
 	return list, err
 }
 
@@ -162,6 +169,13 @@ func checkFileType(mode uint32) error {
 func FileHeader(uid, gid, mode uint32, target string, x *fstree.Xattrs) []byte {
 	return withPrefix(gvariant.Tuple(be32(uid), be32(gid), be32(mode), be32(0),
 		gvariant.String(target), xattrsValue(x.All())).Data)
+}
+
+// RawFileHeader is FileHeader for xattrs that are encoded already, in whatever
+// order: libostree before 2024.10 did not sort them.
+func RawFileHeader(uid, gid, mode uint32, target string, xattrs []byte) []byte {
+	return withPrefix(gvariant.Tuple(be32(uid), be32(gid), be32(mode), be32(0),
+		gvariant.String(target), gvariant.Value{Type: xattrsType, Data: xattrs}).Data)
 }
 
 // ArchiveHeader returns what precedes the deflated content in a .filez object.

@@ -1,0 +1,241 @@
+package ocibridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"reflect"
+	"sync"
+	"time"
+
+	"go.podman.io/image/v5/pkg/blobinfocache/none"
+	"go.podman.io/image/v5/types"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// Retry says how long a broken transfer is tried again. Zero fields take the
+// values of DefaultRetry.
+type Retry struct {
+	Attempts int           // in a row without a new byte, before the transfer has failed
+	Wait     time.Duration // before the second attempt; doubled with each further one
+	Stall    time.Duration // without a byte, after which a connection counts as broken
+}
+
+// DefaultRetry rides out a registry's restart: about half a minute.
+var DefaultRetry = Retry{Attempts: 6, Wait: time.Second, Stall: time.Minute}
+
+func (r Retry) withDefaults() Retry {
+	if r.Attempts <= 0 {
+		r.Attempts = DefaultRetry.Attempts
+	}
+	if r.Wait <= 0 {
+		r.Wait = DefaultRetry.Wait
+	}
+	if r.Stall <= 0 {
+		r.Stall = DefaultRetry.Stall
+	}
+	return r
+}
+
+// blobs opens the blobs of an image.
+type blobs struct {
+	src   types.ImageSource
+	retry Retry
+	log   *slog.Logger
+	mu    sync.Mutex // held around GetBlob where the transport is not thread-safe
+}
+
+// open returns a stream of a blob that continues by itself where a connection
+// breaks. size is what the manifest says.
+func (b *blobs) open(ctx context.Context, info types.BlobInfo) *blobReader {
+	return &blobReader{blobs: b, ctx: ctx, info: info}
+}
+
+// from opens a blob at an offset.
+func (b *blobs) from(ctx context.Context, info types.BlobInfo, offset int64) (io.ReadCloser, error) {
+	if offset > 0 {
+		if r, err, ok := rangeFrom(ctx, b.src, info, offset); ok {
+			return r, err
+		}
+	}
+	if !b.src.HasThreadSafeGetBlob() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+	}
+	r, _, err := b.src.GetBlob(ctx, info, none.NoCache)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.CopyN(io.Discard, r, offset); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// rangeFrom asks for the rest of a blob with a Range request, through the
+// transport's own GetBlobAt: it has the credentials, the certificates and the
+// mirrors. That method takes a slice of a struct {Offset, Length uint64} that
+// go.podman.io/image keeps in an internal package, so it can only be called by
+// reflection. ok is false where a transport has no such method.
+//
+// The body that GetBlob returns resumes too, but gives up on a second break
+// within a megabyte or a minute, on any error other than a reset, and when the
+// registry refuses one connection.
+func rangeFrom(ctx context.Context, src types.ImageSource, info types.BlobInfo, offset int64) (_ io.ReadCloser, _ error, ok bool) {
+	at := reflect.ValueOf(src).MethodByName("GetBlobAt")
+	if !at.IsValid() || at.Type().NumIn() != 3 || at.Type().NumOut() != 3 || at.Type().In(2).Kind() != reflect.Slice {
+		return nil, nil, false
+	}
+	chunks := reflect.MakeSlice(at.Type().In(2), 1, 1)
+	first, length := chunks.Index(0).FieldByName("Offset"), chunks.Index(0).FieldByName("Length")
+	if !first.IsValid() || !length.IsValid() || !first.CanUint() || !length.CanUint() {
+		return nil, nil, false
+	}
+	first.SetUint(uint64(offset))
+	length.SetUint(^uint64(0)) // to the end
+	out := at.Call([]reflect.Value{reflect.ValueOf(ctx), reflect.ValueOf(info), chunks})
+	if err, _ := out[2].Interface().(error); err != nil {
+		return nil, err, true
+	}
+	streams, isStreams := out[0].Interface().(chan io.ReadCloser)
+	errs, isErrs := out[1].Interface().(chan error)
+	if !isStreams || !isErrs {
+		return nil, nil, false
+	}
+	for {
+		select {
+		case r, open := <-streams:
+			if open {
+				return r, nil, true
+			}
+			streams = nil
+		case err, open := <-errs:
+			if open {
+				return nil, err, true
+			}
+			errs = nil
+		case <-ctx.Done():
+			return nil, ctx.Err(), true
+		}
+		if streams == nil && errs == nil {
+			return nil, errors.New("the registry answered a Range request with nothing"), true
+		}
+	}
+}
+
+// blobReader reads a blob. Its errors are classified; io.EOF comes exactly at
+// the size that the manifest says, more or fewer bytes are an error.
+type blobReader struct {
+	*blobs
+	ctx  context.Context
+	info types.BlobInfo
+
+	body   io.ReadCloser
+	cancel context.CancelFunc // of the connection
+	watch  *time.Timer        // cancels a connection that stalls
+	offset int64
+	failed int // attempts in a row that brought nothing
+	err    error
+}
+
+func (r *blobReader) Read(p []byte) (int, error) {
+	for r.err == nil {
+		if r.body == nil {
+			if err := r.connect(); err != nil {
+				r.err = r.failure(err)
+				continue
+			}
+		}
+		r.watch.Reset(r.retry.Stall)
+		n, err := r.body.Read(p)
+		r.watch.Stop()
+		r.offset += int64(n)
+		if n > 0 {
+			r.failed = 0
+		}
+		if r.info.Size >= 0 && r.offset > r.info.Size {
+			r.err = fault.New(fault.Untrusted, tamperedHint, "blob %s is longer than the %d bytes that the manifest says", r.info.Digest, r.info.Size)
+			r.hangUp()
+			continue
+		}
+		switch {
+		case err == nil:
+		case err == io.EOF && (r.info.Size < 0 || r.offset == r.info.Size):
+			r.err = io.EOF
+			r.hangUp()
+		default:
+			r.hangUp()
+			r.err = r.failure(err)
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+	return 0, r.err
+}
+
+// connect opens the blob at the offset reached.
+func (r *blobReader) connect() error {
+	ctx, cancel := context.WithCancel(r.ctx)
+	watch := time.AfterFunc(r.retry.Stall, cancel)
+	body, err := r.from(ctx, r.info, r.offset)
+	if err != nil {
+		cancel()
+		watch.Stop()
+		return err
+	}
+	r.body, r.cancel, r.watch = body, cancel, watch
+	return nil
+}
+
+func (r *blobReader) hangUp() {
+	if r.body != nil {
+		r.watch.Stop()
+		r.cancel()
+		r.body.Close()
+		r.body = nil
+	}
+}
+
+// failure decides what an error of a connection means: nil after the wait
+// before another attempt, or the error that ends the transfer.
+func (r *blobReader) failure(cause error) error {
+	if r.ctx.Err() != nil {
+		return context.Cause(r.ctx)
+	}
+	r.failed++
+	early := cause == io.EOF
+	if early {
+		cause = io.ErrUnexpectedEOF
+	}
+	if errors.Is(cause, context.Canceled) {
+		cause = fmt.Errorf("no data for %s: %w", r.retry.Stall, context.DeadlineExceeded)
+	}
+	err := classify(cause, fmt.Sprintf("fetching blob %s", r.info.Digest))
+	if fault.KindOf(err) != fault.Unavailable || r.failed >= r.retry.Attempts {
+		if early {
+			return fault.New(fault.Untrusted, tamperedHint, "blob %s ends after %d of the %d bytes that the manifest says", r.info.Digest, r.offset, r.info.Size)
+		}
+		return err
+	}
+	wait := r.retry.Wait << (r.failed - 1)
+	r.log.Info("connection broken, continuing", "blob", r.info.Digest, "offset", r.offset, "attempt", r.failed, "wait", wait, "error", cause)
+	select {
+	case <-time.After(wait):
+		return nil
+	case <-r.ctx.Done():
+		return context.Cause(r.ctx)
+	}
+}
+
+// Close ends the transfer.
+func (r *blobReader) Close() error {
+	r.hangUp()
+	return nil
+}
+
+const tamperedHint = "the registry or something on the way changed the data; try again, and if it stays so, do not trust that registry"
