@@ -39,6 +39,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kedge-os/kedge/internal/mountns"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -68,6 +69,13 @@ type Options struct {
 	// NoSync leaves out every sync and freeze. For tests, and for the negative
 	// control of the power-cut proof: a sysroot written so survives no crash.
 	NoSync bool
+	// StartFinalizer, when set, makes sure before anything is staged that
+	// finalisation will run at shutdown.
+	StartFinalizer func(context.Context) error
+	// Writable makes the file systems of a booted sysroot writable where they
+	// are mounted read-only; the process then needs a mount namespace of its
+	// own (internal/mountns).
+	Writable bool
 	// Arch is the architecture that kargs.d files are matched against
 	// (karg.Arch()).
 	Arch string
@@ -142,6 +150,13 @@ func (s *Sysroot) open(path string) (err error) {
 	rootPath, bootPath := path, filepath.Join(path, "boot")
 	if s.booted != nil {
 		rootPath, bootPath = s.booted.physical, filepath.Join(s.opts.Host, "boot")
+		if s.opts.Writable {
+			for _, p := range []string{rootPath, bootPath} {
+				if err := mountns.Writable(p); err != nil {
+					return err
+				}
+			}
+		}
 	}
 	if s.root, err = os.OpenRoot(rootPath); err != nil {
 		return err

@@ -36,6 +36,8 @@ type Deployment struct {
 	FinalizationLocked bool
 	// Ours: kedge staged it, and kedge's unit finalises it.
 	Ours bool
+	// Held: it is not finalised until SetHold(false).
+	Held bool
 
 	entryFile string // its name in loader/entries, "" before the first Write
 	dev, ino  uint64

@@ -21,8 +21,9 @@ const (
 	lockedFile = "run/ostree/staged-deployment-locked"
 )
 
-// Keys of the marker. kedgeKey is ours: libostree carries keys that it does
-// not know along; the value is the time of the staging in Unix nanoseconds.
+// Keys of the marker. Those that begin with kedge are ours: libostree carries
+// keys that it does not know along. kedgeKey holds the time of the staging in
+// Unix nanoseconds.
 const (
 	targetKey = "target"
 	mergeKey  = "merge-deployment"
@@ -31,6 +32,8 @@ const (
 	lockedKey = "locked"
 	extrasKey = "bootconfig-extra"
 	kedgeKey  = "kedge.staged"
+	holdKey   = "kedge.hold"
+	retainKey = "kedge.retain"
 )
 
 // readMarker returns the marker, nil where nothing is staged.
@@ -66,12 +69,18 @@ func (s *Sysroot) loadStaged() error {
 	if err != nil {
 		return err
 	}
+	if s.first(d.same) != nil {
+		// A finalisation was killed between its commit and the removal of the
+		// marker: the deployment is the default already.
+		return nil
+	}
 	d.Staged = true
 	d.FinalizationLocked, _ = marker.Bool(lockedKey)
 	if _, err := s.host.Lstat(lockedFile); err == nil {
 		d.FinalizationLocked = true
 	}
 	_, d.Ours = marker.Get(kedgeKey)
+	d.Held, _ = marker.Bool(holdKey)
 	d.Entry = &bls.Entry{}
 	args, ok := marker.Texts(kargsKey)
 	options := karg.Args(args).String()
@@ -131,10 +140,17 @@ func decodeRef(v object.Dict) (*Deployment, error) {
 
 // dropStaged removes the marker, then the deployment.
 func (s *Sysroot) dropStaged(d *Deployment) error {
+	if err := s.removeMarker(); err != nil {
+		return err
+	}
+	return s.removeDeployment(d)
+}
+
+func (s *Sysroot) removeMarker() error {
 	for _, name := range []string{markerFile, lockedFile} {
 		if err := s.removeRun(name); err != nil {
 			return err
 		}
 	}
-	return s.removeDeployment(d)
+	return nil
 }

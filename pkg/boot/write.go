@@ -61,7 +61,7 @@ func (s *Sysroot) write(ctx context.Context, list []*Deployment) error {
 		return err
 	}
 	staged := s.Staged()
-	keepStaged := staged != nil && len(list) > 0 && staged.same(list[0])
+	keepStaged := staged != nil && len(list) > 0 && list[0].Staged
 	old := slices.DeleteFunc(s.Deployments(), func(d *Deployment) bool { return d.Staged })
 	fresh := make([]*Deployment, 0, len(list))
 	for _, d := range list {
@@ -85,7 +85,11 @@ func (s *Sysroot) write(ctx context.Context, list []*Deployment) error {
 		return err
 	}
 	if staged != nil && !keepStaged {
-		if err := s.dropStaged(staged); err != nil {
+		drop := s.dropStaged
+		if slices.ContainsFunc(fresh, staged.same) {
+			drop = func(*Deployment) error { return s.removeMarker() }
+		}
+		if err := drop(staged); err != nil {
 			s.log.Warn("after the commit", "error", err)
 		}
 	}
