@@ -48,9 +48,11 @@ setcap cap_net_raw=ep "$t/usr/bin/capable"
 printf 'owned\n' >"$t/usr/share/owned"
 chown 1000:1001 "$t/usr/share/owned"
 chmod 640 "$t/usr/share/owned"
+# libostree before 2024.10 (Debian 12 has 2022.7) hashes the label last instead
+# of in order, which no other version reproduces: names that sort before it.
 printf 'attributed\n' >"$t/usr/share/attributed"
-setfattr -n user.kedge -v value "$t/usr/share/attributed"
-setfattr -n user.binary -v 0x00ff00 "$t/usr/share/attributed"
+setfattr -n security.kedge -v value "$t/usr/share/attributed"
+setfattr -n security.binary -v 0x00ff00 "$t/usr/share/attributed"
 : >"$t/usr/share/empty"
 : >"$t/usr/share/empty-too"
 : >"$t/usr/share/empty-private"

@@ -1,11 +1,11 @@
-d00755 0 0      0 533f1051755018e170d41551199242d693ffef32b4a616ca43a355bcc9c46b6a 2c06545acdbd78911b267874a55130c5bc3515b8e318a8d04f138ee3721f79fd { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /
+d00755 0 0      0 15d3e03d2e80adaebe9f1a70519ea00c4813f51a91f76f3c2237d12760b3afaa 2c06545acdbd78911b267874a55130c5bc3515b8e318a8d04f138ee3721f79fd { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /
 l00777 0 0      0 8cc2c82d92a7de2c7818eeb69a0073296ab533cfcca35aa0965fbd082850459e { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /bin -> usr/bin
 l00777 0 0      0 32ceba7141765335692253625753f26ffbc9cc90074df3539e38cf7849aa81c9 { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /ostree -> sysroot/ostree
 d00755 0 0      0 6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d 2c06545acdbd78911b267874a55130c5bc3515b8e318a8d04f138ee3721f79fd { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /boot
 d00755 0 0      0 6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d 2c06545acdbd78911b267874a55130c5bc3515b8e318a8d04f138ee3721f79fd { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /proc
 d00755 0 0      0 6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d 2c06545acdbd78911b267874a55130c5bc3515b8e318a8d04f138ee3721f79fd { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /sysroot
 d01777 0 0      0 6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d 83c40605b346cf5b0e16975b1e27be5f605162d49d9be0be1bc3ac2d9b762570 { [(b'security.selinux', b'system_u:object_r:tmp_t:s0')] } /tmp
-d00755 0 0      0 8a2b7824662e93fcf65d3ccd5c06d430839c38c9de01af6e1361a0b9aff099a2 9c359a8bcc95143dcc1db8f6e3897d4e53e2562aa9ac41b1d5a0c1dfb2f6c468 { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr
+d00755 0 0      0 eb4d5fd0011ca69dabe008c302054e25e36246e4035891398da89a78d6988cf7 9c359a8bcc95143dcc1db8f6e3897d4e53e2562aa9ac41b1d5a0c1dfb2f6c468 { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr
 d00755 0 0      0 ca26dd78c5389f6474dc8a2d9a5c929a4a08650cc6cc12898ad394b707bb2e48 249ffc1afa92a53d0abff59d378dda0ff0a44bc7425299a7b398e832812276a3 { [(b'security.selinux', b'system_u:object_r:bin_t:s0')] } /usr/bin
 -00755 0 0      8 f211329e5c3ed4d1dc73cec9766e8e82df91e7f899fb2fa708af080f78ac0450 { [(b'security.capability', [byte 0x01, 0x00, 0x00, 0x02, 0x00, 0x20, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]), (b'security.selinux', b'system_u:object_r:bin_t:s0')] } /usr/bin/capable
 -02755 0 50      5 586beb5db88d8275d4b77d14309bfd78e2c55ea238f3a455efa5312fe13956dc { [(b'security.selinux', b'system_u:object_r:bin_t:s0')] } /usr/bin/sgid
@@ -33,8 +33,8 @@ d00755 0 0      0 59e6e222a69fe5e56d492ef1c6ca371e4a26e19ecf1ea48a7bd21207b7a243
 d00755 0 0      0 45bf41bb2c3862472ced13b4554265dbe1e2eabe7a5a6237fd5a5f8921d0f93c 73140a5eb17a21badd0945a065773a9feadf72c48ec1ec02be952fc68743f22f { [(b'security.selinux', b'system_u:object_r:modules_object_t:s0')] } /usr/lib/modules/6.1.0-fixture
 -00644 0 0     17 1a68d4dbee5e904aad6e7ffa038a94f1144fea59d325a982a9fa8c19d0b06fc3 { [(b'security.selinux', b'system_u:object_r:modules_object_t:s0')] } /usr/lib/modules/6.1.0-fixture/initramfs.img
 -00644 0 0     13 1ebbe44bd98233dd3f5d9ca0bce1b8dd225c7d7c93f6dddb65090634e2958a9c { [(b'security.selinux', b'system_u:object_r:modules_object_t:s0')] } /usr/lib/modules/6.1.0-fixture/vmlinuz
-d00755 0 0      0 b5e1ff61a92f68a5b77bcedcf71f9800b8eb55dea45093cedd6821736ebbd78c 9c359a8bcc95143dcc1db8f6e3897d4e53e2562aa9ac41b1d5a0c1dfb2f6c468 { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr/share
--00644 0 0     11 1dcab7f6ec5d96f25239bbdfee4b6836e5e89957bce0460062101e90d4a75b77 { [(b'user.binary', [byte 0x00, 0xff, 0x00]), (b'user.kedge', [0x76, 0x61, 0x6c, 0x75, 0x65]), (b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr/share/attributed
+d00755 0 0      0 87eb43cbb788af7eaa19e8b5cf0945e73f63999c4a46428ca05c7bc3f476199f 9c359a8bcc95143dcc1db8f6e3897d4e53e2562aa9ac41b1d5a0c1dfb2f6c468 { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr/share
+-00644 0 0     11 03928e44c81c82b08d153ea5ff7c03430b119537cccd6221d7fec00c1a59507d { [(b'security.binary', [byte 0x00, 0xff, 0x00]), (b'security.kedge', [0x76, 0x61, 0x6c, 0x75, 0x65]), (b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr/share/attributed
 -00644 0 0  24006 aea808606dd07c56c014246cacb0d3527d74aa7963b7b8a1d7385791641a6307 { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr/share/data-1
 -00644 0 0  24006 3433ca019af914f3846c2812c1873ab8c69e70d39d190e3b6ee985b7b8c72aef { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr/share/data-2
 -00644 0 0  24006 1fcbae136353607c8c3c2b2b4c94dc369deda76049fe5a0457699bfa912debfe { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr/share/data-3

@@ -1,11 +1,11 @@
-d00755 0 0      0 dddb88d30fa6c52c8d0da943875cf415cfae818ee1316c3112dd3b575e0e863d 2c06545acdbd78911b267874a55130c5bc3515b8e318a8d04f138ee3721f79fd { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /
+d00755 0 0      0 7adc8843e3969d2bbeafb175ba7ce695b52172eba2065dcdc844929c0938dfc9 2c06545acdbd78911b267874a55130c5bc3515b8e318a8d04f138ee3721f79fd { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /
 l00777 0 0      0 8cc2c82d92a7de2c7818eeb69a0073296ab533cfcca35aa0965fbd082850459e { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /bin -> usr/bin
 l00777 0 0      0 32ceba7141765335692253625753f26ffbc9cc90074df3539e38cf7849aa81c9 { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /ostree -> sysroot/ostree
 d00755 0 0      0 6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d 2c06545acdbd78911b267874a55130c5bc3515b8e318a8d04f138ee3721f79fd { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /boot
 d00755 0 0      0 6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d 2c06545acdbd78911b267874a55130c5bc3515b8e318a8d04f138ee3721f79fd { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /proc
 d00755 0 0      0 6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d 2c06545acdbd78911b267874a55130c5bc3515b8e318a8d04f138ee3721f79fd { [(b'security.selinux', b'system_u:object_r:default_t:s0')] } /sysroot
 d01777 0 0      0 6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d 83c40605b346cf5b0e16975b1e27be5f605162d49d9be0be1bc3ac2d9b762570 { [(b'security.selinux', b'system_u:object_r:tmp_t:s0')] } /tmp
-d00755 0 0      0 ccbea844e1e49a6fb3413f84e9156b98e7cc32de837beba5de07e50601cbe507 9c359a8bcc95143dcc1db8f6e3897d4e53e2562aa9ac41b1d5a0c1dfb2f6c468 { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr
+d00755 0 0      0 3d5802427d580d6d97ffbc155d1d6eff6fc49d5acf11dbb168804725e2de06d3 9c359a8bcc95143dcc1db8f6e3897d4e53e2562aa9ac41b1d5a0c1dfb2f6c468 { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr
 d00755 0 0      0 3f0ea52b3df92b81eb23093f70cc580ef6c9fa6b5db6be0f0642875bddb06205 249ffc1afa92a53d0abff59d378dda0ff0a44bc7425299a7b398e832812276a3 { [(b'security.selinux', b'system_u:object_r:bin_t:s0')] } /usr/bin
 -00755 0 0      8 f211329e5c3ed4d1dc73cec9766e8e82df91e7f899fb2fa708af080f78ac0450 { [(b'security.capability', [byte 0x01, 0x00, 0x00, 0x02, 0x00, 0x20, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00]), (b'security.selinux', b'system_u:object_r:bin_t:s0')] } /usr/bin/capable
 -00755 0 0     23 afc23d4ae7fcbd4fa755cddb0ce58c2466dc04b92f2dd94ed99aadc07a7803e5 { [(b'security.selinux', b'system_u:object_r:bin_t:s0')] } /usr/bin/derived
@@ -35,8 +35,8 @@ d00755 0 0      0 59e6e222a69fe5e56d492ef1c6ca371e4a26e19ecf1ea48a7bd21207b7a243
 d00755 0 0      0 45bf41bb2c3862472ced13b4554265dbe1e2eabe7a5a6237fd5a5f8921d0f93c 73140a5eb17a21badd0945a065773a9feadf72c48ec1ec02be952fc68743f22f { [(b'security.selinux', b'system_u:object_r:modules_object_t:s0')] } /usr/lib/modules/6.1.0-fixture
 -00644 0 0     17 1a68d4dbee5e904aad6e7ffa038a94f1144fea59d325a982a9fa8c19d0b06fc3 { [(b'security.selinux', b'system_u:object_r:modules_object_t:s0')] } /usr/lib/modules/6.1.0-fixture/initramfs.img
 -00644 0 0     13 1ebbe44bd98233dd3f5d9ca0bce1b8dd225c7d7c93f6dddb65090634e2958a9c { [(b'security.selinux', b'system_u:object_r:modules_object_t:s0')] } /usr/lib/modules/6.1.0-fixture/vmlinuz
-d00755 0 0      0 6fe6896de4a60795e635c83d39d535dea5bbd9ee347fec92c5c5f2a89c488854 9c359a8bcc95143dcc1db8f6e3897d4e53e2562aa9ac41b1d5a0c1dfb2f6c468 { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr/share
--00644 0 0     11 1dcab7f6ec5d96f25239bbdfee4b6836e5e89957bce0460062101e90d4a75b77 { [(b'security.selinux', b'system_u:object_r:usr_t:s0'), (b'user.binary', [0x00, 0xff, 0x00]), (b'user.kedge', [0x76, 0x61, 0x6c, 0x75, 0x65])] } /usr/share/attributed
+d00755 0 0      0 94a4562822073db6f05cd292ce0cd5b1c8e035def0838e82a17e4d709088c5c9 9c359a8bcc95143dcc1db8f6e3897d4e53e2562aa9ac41b1d5a0c1dfb2f6c468 { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr/share
+-00644 0 0     11 03928e44c81c82b08d153ea5ff7c03430b119537cccd6221d7fec00c1a59507d { [(b'security.binary', [byte 0x00, 0xff, 0x00]), (b'security.kedge', [0x76, 0x61, 0x6c, 0x75, 0x65]), (b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr/share/attributed
 -00644 0 0  24006 aea808606dd07c56c014246cacb0d3527d74aa7963b7b8a1d7385791641a6307 { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr/share/data-1
 -00644 0 0  24006 3433ca019af914f3846c2812c1873ab8c69e70d39d190e3b6ee985b7b8c72aef { [(b'security.selinux', b'system_u:object_r:usr_t:s0')] } /usr/share/data-2
 -00644 0 0      0 d0989a09e361fc92a55700847863cf60b9a1e56e0b5c0f0ebe28330d01463299 { [(b'security.selinux', b'system_u:object_r:empty_t:s0')] } /usr/share/empty
