@@ -1,0 +1,376 @@
+package ostree
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fstree"
+	"github.com/kedge-os/kedge/pkg/ostree/object"
+)
+
+// Keys of a merge commit's metadata, as ostree-ext writes and reads them.
+const (
+	keyManifestDigest  = "ostree.manifest-digest"
+	keyManifest        = "ostree.manifest"
+	keyConfig          = "ostree.container.image-config"
+	keyImporterVersion = "ostree.importer.version"
+)
+
+// LayerRole says what a layer of an image is.
+type LayerRole uint8
+
+// The roles. A plain image has derived layers only; an ostree-chunked one a
+// commit layer, then chunks, then derived layers.
+const (
+	DerivedLayer LayerRole = iota
+	CommitLayer
+	ChunkLayer
+)
+
+// ContainerLayer is a layer of the image that WriteContainer writes.
+type ContainerLayer struct {
+	Digest string // of the blob, "sha256:…"; names the layer's ref
+	DiffID string
+	Role   LayerRole
+	// Entries is what a derived layer says.
+	Entries *fstree.Layer
+	// Objects are the file objects of a commit or chunk layer: what each is,
+	// and the checksum by which the layer names it.
+	Objects []LayerObject
+}
+
+// LayerObject is a file object of an ostree-chunked layer.
+type LayerObject struct {
+	Checksum object.Checksum
+	Inode    *fstree.Inode
+}
+
+// BaseCommit is the commit that an ostree-chunked image carries.
+type BaseCommit struct {
+	Commit   []byte       // the commit object
+	Detached object.Dict  // its .commitmeta, may be empty
+	Tree     *fstree.Tree // its tree, as the commit has it
+}
+
+// Container is an image whose layers an Import has taken in.
+type Container struct {
+	// ImageRef is ostree-ext's spelling of the reference, "docker://…"; it
+	// names the image's ref. Empty writes none: the commit is then kept by
+	// whoever refers to it.
+	ImageRef       string
+	ManifestDigest string
+	Manifest       []byte
+	Config         []byte
+	Layers         []ContainerLayer
+	// Prepared is the merged tree.
+	Prepared *Prepared
+	// Base is the base commit of an ostree-chunked image, else nil.
+	Base *BaseCommit
+	// Refs are set with the image's, to the merge commit.
+	Refs []string
+}
+
+// WriteContainer writes the image's commits and refs and returns the merge
+// commit. Order: objects, the transaction's sync, refs (the commit point), then
+// the layers' indexes. If only the indexes cannot be saved the import has
+// succeeded; they are made again from the layer commits.
+func (im *Import) WriteContainer(ctx context.Context, c Container) (object.Checksum, error) {
+	commit, err := im.writeContainer(ctx, &c)
+	if err != nil {
+		im.failed(err)
+		return commit, fmt.Errorf("write image %s to the repository: %w", c.ManifestDigest, err)
+	}
+	return commit, nil
+}
+
+func (im *Import) writeContainer(ctx context.Context, c *Container) (merge object.Checksum, err error) {
+	metadata, created, err := im.mergeMetadata(c)
+	if err != nil {
+		return merge, err
+	}
+	trees, err := layerTrees(c)
+	if err != nil {
+		return merge, err
+	}
+	set := newObjectSet()
+	set.wantTree(c.Prepared.Tree)
+	for _, t := range trees {
+		if t != nil {
+			set.wantTree(t.tree)
+		}
+	}
+	if c.Base != nil {
+		set.wantTree(c.Base.Tree)
+	}
+	for i := range c.Layers {
+		for _, o := range c.Layers[i].Objects {
+			if o.Inode.IsRegular() {
+				set.want(o.Inode)
+			}
+		}
+	}
+	if err := im.resolve(ctx, set); err != nil {
+		return merge, err
+	}
+	if err := checkObjects(set, c.Layers); err != nil {
+		return merge, err
+	}
+	txn, err := im.repo.Txn(ctx)
+	if err != nil {
+		return merge, err
+	}
+	defer func() { _ = txn.Abort() }()
+	if err := im.materialise(ctx, txn, set); err != nil {
+		return merge, err
+	}
+	w := newDirWriter(txn, set)
+	base, err := im.writeBase(txn, w, c.Base)
+	if err != nil {
+		return merge, err
+	}
+	commits := make([]object.Checksum, len(c.Layers))
+	for i := range c.Layers {
+		if commits[i], err = im.writeLayer(txn, w, &c.Layers[i], trees[i], base); err != nil {
+			return merge, err
+		}
+		if err := txn.SetRef(LayerRef(c.Layers[i].Digest), commits[i]); err != nil {
+			return merge, err
+		}
+	}
+	m := object.Commit{Metadata: metadata, Parent: base, Time: created}
+	if m.Tree, m.Meta, err = w.write(c.Prepared.Tree.Root); err != nil {
+		return merge, err
+	}
+	if merge, err = txn.PutCommit(&m); err != nil {
+		return merge, err
+	}
+	refs := c.Refs
+	if c.ImageRef != "" {
+		refs = append(slices.Clone(refs), ImageRef(c.ImageRef))
+	}
+	for _, ref := range refs {
+		if err := txn.SetRef(ref, merge); err != nil {
+			return merge, err
+		}
+	}
+	index, err := im.indexes(set, c.Layers, trees, commits)
+	defer index.abort()
+	if err != nil {
+		return merge, err
+	}
+	if err := txn.Commit(); err != nil {
+		return merge, err
+	}
+	im.Warning = errors.Join(index.commit(), im.stage.clear())
+	return merge, nil
+}
+
+// layerTrees makes the trees of the derived layers' commits.
+func layerTrees(c *Container) ([]*layerTree, error) {
+	trees := make([]*layerTree, len(c.Layers))
+	for i := range c.Layers {
+		l := &c.Layers[i]
+		if l.Role != DerivedLayer {
+			continue
+		}
+		t, err := c.Prepared.layerTree(l.Entries, func(path string) *fstree.Inode { return lowerFile(c, i, path) })
+		if err != nil {
+			return nil, fmt.Errorf("layer %s: %w", l.Digest, err)
+		}
+		trees[i] = t
+	}
+	return trees, labelsFailed(c.Prepared.Labels)
+}
+
+// lowerFile finds what a hard link of layer i refers to in the layers below.
+// Hardly any image has one, so that the merge is simply done again.
+func lowerFile(c *Container, i int, path string) *fstree.Inode {
+	t := fstree.New()
+	if c.Base != nil {
+		t = c.Base.Tree.Clone()
+		if usr := t.Root.Lookup("usr"); usr != nil && usr.Lookup("etc") != nil {
+			t.Root.Set("etc", usr.Lookup("etc"))
+			usr.Remove("etc")
+		}
+	}
+	for k := range i {
+		if c.Layers[k].Role != DerivedLayer {
+			continue
+		}
+		if err := t.Apply(c.Layers[k].Entries); err != nil {
+			return nil
+		}
+	}
+	if n := t.Lookup(path); n != nil && !n.IsDir() {
+		return n
+	}
+	return nil
+}
+
+// checkObjects compares the checksums by which ostree layers name their
+// objects with what the objects are.
+func checkObjects(set *objectSet, layers []ContainerLayer) error {
+	for i := range layers {
+		for _, o := range layers[i].Objects {
+			if got := set.checksum(o.Inode); got != o.Checksum {
+				return fault.New(fault.Corrupt, "the image is damaged; rebuild and push it again",
+					"layer %s: the object named %s is %s", layers[i].Digest, o.Checksum, got)
+			}
+		}
+	}
+	return nil
+}
+
+// writeBase writes an ostree-chunked image's own commit as it came.
+func (im *Import) writeBase(txn *Txn, w *dirWriter, b *BaseCommit) (object.Checksum, error) {
+	if b == nil {
+		return object.Checksum{}, nil
+	}
+	want, err := object.DecodeCommit(b.Commit)
+	if err != nil {
+		return object.Checksum{}, fault.New(fault.Corrupt, "the image is damaged; rebuild and push it again", "the image's base commit: %w", err)
+	}
+	tree, meta, err := w.write(b.Tree.Root)
+	if err != nil {
+		return object.Checksum{}, err
+	}
+	if tree != want.Tree || meta != want.Meta {
+		return object.Checksum{}, fault.New(fault.Corrupt, "the image is damaged; rebuild and push it again",
+			"the image's base commit names the tree %s %s, its layers have %s %s", want.Tree, want.Meta, tree, meta)
+	}
+	commit, err := txn.PutMeta(object.TypeCommit, b.Commit)
+	if err == nil && len(b.Detached) > 0 {
+		err = txn.PutCommitMeta(commit, b.Detached)
+	}
+	return commit, err
+}
+
+// writeLayer writes the commit that a layer's ref names.
+func (im *Import) writeLayer(txn *Txn, w *dirWriter, l *ContainerLayer, tree *layerTree, base object.Checksum) (object.Checksum, error) {
+	var commit object.Commit
+	var err error
+	switch l.Role {
+	case CommitLayer:
+		return base, nil
+	case ChunkLayer:
+		// A flat directory of objects, each under its checksum, without
+		// anything else (ostree-ext, tar/import.rs).
+		flat := fstree.New()
+		for _, o := range l.Objects {
+			flat.Root.Set(o.Checksum.String(), o.Inode)
+		}
+		commit.Tree, commit.Meta, err = w.write(flat.Root)
+	default:
+		// ostree-ext stamps its layer commits with the time of the import;
+		// without it a layer is the same commit on every host.
+		commit.Metadata = object.Dict{{Key: keyImporterVersion, Value: object.Text(im.opts.Version)}}
+		commit.Tree, commit.Meta, err = w.write(tree.tree.Root)
+	}
+	if err != nil {
+		return object.Checksum{}, err
+	}
+	if old, ok := im.sameLayer(LayerRef(l.Digest), &commit); ok {
+		return old, nil
+	}
+	return txn.PutCommit(&commit)
+}
+
+// sameLayer returns the commit that a layer's ref names, if it has the same
+// content: ostree-ext's then stays.
+func (im *Import) sameLayer(ref string, want *object.Commit) (object.Checksum, bool) {
+	old, err := im.repo.ResolveRev(ref)
+	if err != nil {
+		return old, false
+	}
+	have, err := im.repo.ReadCommit(old)
+	return old, err == nil && have.Tree == want.Tree && have.Meta == want.Meta
+}
+
+// mergeMetadata returns the merge commit's metadata and time.
+func (im *Import) mergeMetadata(c *Container) (object.Dict, uint64, error) {
+	manifest, err := canonicalJSON(c.Manifest)
+	if err != nil {
+		return nil, 0, fmt.Errorf("manifest: %w", err)
+	}
+	config, err := canonicalJSON(c.Config)
+	if err != nil {
+		return nil, 0, fmt.Errorf("config: %w", err)
+	}
+	created, ok := createdTime(c.Manifest, c.Config)
+	if !ok {
+		created = im.opts.Now()
+	}
+	return object.Dict{
+		{Key: keyConfig, Value: object.Text(string(config))},
+		{Key: keyImporterVersion, Value: object.Text(im.opts.Version)},
+		{Key: keyManifest, Value: object.Text(string(manifest))},
+		{Key: keyManifestDigest, Value: object.Text(c.ManifestDigest)},
+	}, uint64(created.Unix()), nil
+}
+
+// createdTime returns when the image says it was made: the manifest's
+// annotation, else the config.
+func createdTime(manifest, config []byte) (time.Time, bool) {
+	var m struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	var c struct {
+		Created string `json:"created"`
+	}
+	_ = json.Unmarshal(manifest, &m)
+	text := m.Annotations["org.opencontainers.image.created"]
+	if text == "" {
+		_ = json.Unmarshal(config, &c)
+		text = c.Created
+	}
+	t, err := time.Parse(time.RFC3339, text)
+	return t, err == nil
+}
+
+// indexes makes the index files of the layers, with the objects that their
+// contents have become. A layer of which some top-level path was left out is
+// not kept: another image may want it whole.
+func (im *Import) indexes(set *objectSet, layers []ContainerLayer, trees []*layerTree, commits []object.Checksum) (*indexUpdate, error) {
+	u := &indexUpdate{state: im.opts.State}
+	if u.state == nil {
+		return u, nil
+	}
+	for i := range layers {
+		l := &layers[i]
+		im.mu.Lock()
+		have := im.layers[l.DiffID]
+		im.mu.Unlock()
+		if have == nil || (trees[i] != nil && trees[i].partial) {
+			continue
+		}
+		saved := &savedLayer{commit: commits[i], blob: l.Digest, index: have.index, records: set.recordsOf(l, trees[i])}
+		if err := u.add(l.DiffID, saved); err != nil {
+			return u, err
+		}
+	}
+	return u, nil
+}
+
+// recordsOf returns the records of a layer's contents.
+func (s *objectSet) recordsOf(l *ContainerLayer, t *layerTree) []record {
+	var all records
+	add := func(n *fstree.Inode) {
+		if n.IsRegular() && n.Size > 0 {
+			h := &s.headers[s.header(n)]
+			all.add(record{n.Content, h.hash, s.checksum(n)})
+		}
+	}
+	for _, o := range l.Objects {
+		add(o.Inode)
+	}
+	if t != nil {
+		_ = t.tree.Walk(func(_ string, n *fstree.Inode) error { add(n); return nil })
+	}
+	all.sort()
+	return all.list
+}

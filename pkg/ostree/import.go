@@ -1,0 +1,316 @@
+package ostree
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fstree"
+	"github.com/kedge-os/kedge/pkg/ostree/object"
+)
+
+// ImportOptions says what an import works with.
+type ImportOptions struct {
+	// State is kedge's directory beside the repository, /ostree/kedge of a
+	// sysroot; layer indexes are kept in layers/ below it. With nil none are.
+	State *os.Root
+	// Speculative is the policy that will probably label the new root: the
+	// booted or the previous root's. nil guesses that there are no labels.
+	Speculative Labeler
+	// EncodeLayer makes the index of a layer that ostree-ext imported; its
+	// codec is ocibridge's. With nil such layers are fetched again.
+	EncodeLayer func(*ForeignLayer) ([]byte, error)
+	// Version is written into commits as ostree.importer.version.
+	Version string
+	// Now is the time of an image that does not say its own; nil is time.Now.
+	Now func() time.Time
+}
+
+// Import takes the layers of one OCI image in and writes the commits that
+// ostree-ext would write for it. It implements ocibridge.Store; that part of it
+// is safe for concurrent use.
+//
+// Contents are staged by their sha256 in the repository's tmp directory while
+// they stream by. Nothing outside of tmp changes before WriteContainer, whose
+// commit point is the transaction's: the image's ref, written last. A process
+// that was killed leaves its whole layers to the next one of the same boot.
+type Import struct {
+	ctx   context.Context
+	repo  *Repo
+	opts  ImportOptions
+	stage *contentStage
+
+	// Rehashed is the number of contents that WriteContainer read again
+	// because their labels were not those that were expected.
+	Rehashed int
+	// Warning is what went wrong after WriteContainer had succeeded.
+	Warning error
+
+	mu      sync.Mutex
+	known   records                 // what is known of contents, staged or in the repository
+	layers  map[string]*savedLayer  // by diffID: those of this import
+	full    bool                    // the file system was full
+	foreign map[string]foreignImage // by diffID: layers of the repository's images; nil before it is needed
+}
+
+// NewImport opens the repository for one import. Only one at a time can be
+// open; a second gets an error of kind Busy.
+func (r *Repo) NewImport(ctx context.Context, opts ImportOptions) (*Import, error) {
+	if err := r.checkWritable(); err != nil {
+		return nil, err
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	if opts.State != nil {
+		if err := opts.State.MkdirAll(layersDir, 0o755); err != nil {
+			return nil, fmt.Errorf("make the directory of layer indexes: %w", err)
+		}
+	}
+	stage, err := openStage(r.tmp, r.bootID)
+	if err != nil {
+		return nil, err
+	}
+	if opts.State != nil { // under the stage's lock
+		if err := removeUnfinished(opts.State); err != nil {
+			stage.close()
+			return nil, err
+		}
+	}
+	return &Import{ctx: ctx, repo: r, opts: opts, stage: stage, layers: map[string]*savedLayer{}}, nil
+}
+
+// Close ends the import. What was staged stays for the next import of this
+// boot, unless the file system ran full: then it is given back.
+func (im *Import) Close() error {
+	defer im.stage.close()
+	if im.full {
+		return im.stage.clear()
+	}
+	return nil
+}
+
+// Discard ends the import and gives back what was staged.
+func (im *Import) Discard() error {
+	im.full = true
+	return im.Close()
+}
+
+// LayerIndex returns the index saved for a layer, staged or in the repository,
+// if all its contents are there; else an error that is fs.ErrNotExist. What
+// cannot be read counts as absent and is fetched again.
+func (im *Import) LayerIndex(diffID string) ([]byte, error) {
+	name, err := layerFileName(diffID)
+	if err != nil {
+		return nil, err
+	}
+	im.mu.Lock()
+	l, ok := im.layers[diffID]
+	im.mu.Unlock()
+	if ok {
+		return l.index, nil
+	}
+	for _, find := range []func(diffID, name string) (*savedLayer, bool){im.stagedLayer, im.storedLayer, im.foreignLayer} {
+		if l, ok := find(diffID, name); ok {
+			im.mu.Lock()
+			im.layers[diffID] = l
+			im.known.add(l.records...)
+			im.mu.Unlock()
+			return l.index, nil
+		}
+	}
+	return nil, fmt.Errorf("layer %s: %w", diffID, fs.ErrNotExist)
+}
+
+// stagedLayer finds a layer that this boot staged.
+func (im *Import) stagedLayer(_, name string) (*savedLayer, bool) {
+	l, ok := im.stage.layer(name)
+	if !ok || !im.contentsExist(l, im.stage.has) {
+		return nil, false
+	}
+	return l, true
+}
+
+// storedLayer finds a layer that an earlier import committed. Its objects are
+// there as long as its ref still names the same commit; else each is looked
+// for, since ostree-ext relabels layers and moves their refs.
+func (im *Import) storedLayer(_, name string) (*savedLayer, bool) {
+	if im.opts.State == nil {
+		return nil, false
+	}
+	data, err := im.opts.State.ReadFile(layersDir + "/" + name)
+	if err != nil {
+		return nil, false
+	}
+	l, err := decodeLayerFile(data)
+	if err != nil {
+		return nil, false
+	}
+	if commit, err := im.repo.ResolveRev(LayerRef(l.blob)); err == nil && commit == l.commit && im.hasObject(commit, object.TypeCommit) {
+		return l, true
+	}
+	return l, im.contentsExist(l, func(fstree.Digest) bool { return false })
+}
+
+// contentsExist reports whether each content of a layer is staged or in an
+// object, and drops the records of objects that are not.
+func (im *Import) contentsExist(l *savedLayer, staged func(fstree.Digest) bool) bool {
+	var all records
+	all.add(l.records...)
+	all.sort()
+	var kept []record
+	for i := 0; i < len(all.list); {
+		group := all.of(all.list[i].content)
+		i += len(group)
+		if staged(group[0].content) {
+			kept = append(kept, group...)
+			continue
+		}
+		n := len(kept)
+		for _, r := range group {
+			if im.hasObject(r.object, object.TypeFile) {
+				kept = append(kept, r)
+			}
+		}
+		if len(kept) == n {
+			return false
+		}
+	}
+	l.records = kept
+	return true
+}
+
+// OpenContent reads back a content that this import, or a layer of which it
+// returned the index, brought.
+func (im *Import) OpenContent(d fstree.Digest) (io.ReadCloser, error) {
+	if d == fstree.EmptyDigest {
+		return io.NopCloser(strings.NewReader("")), nil
+	}
+	f, err := im.stage.open(d)
+	if err == nil {
+		return f, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, r := range im.lookup(d) {
+		_, content, err := im.repo.OpenFile(r.object)
+		if err == nil {
+			return content, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return nil, missingContent(d)
+}
+
+func (im *Import) lookup(d fstree.Digest) []record {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return slices.Clone(im.known.of(d))
+}
+
+func (im *Import) hasObject(c object.Checksum, t object.Type) bool {
+	ok, err := im.repo.HasObject(object.Name{Checksum: c, Type: t})
+	return ok && err == nil
+}
+
+// inRepo reports whether a content is in the repository.
+func (im *Import) inRepo(d fstree.Digest) bool {
+	for _, r := range im.lookup(d) {
+		if im.hasObject(r.object, object.TypeFile) {
+			return true
+		}
+	}
+	return false
+}
+
+// Begin starts a layer.
+func (im *Import) Begin(diffID string) (*LayerImport, error) {
+	name, err := layerFileName(diffID)
+	if err != nil {
+		return nil, err
+	}
+	shape := &finisher{tree: fstree.New(), labels: im.opts.Speculative}
+	return &LayerImport{im: im, diffID: diffID, name: name, shape: shape}, nil
+}
+
+// LayerImport takes the contents of one layer; it implements
+// ocibridge.LayerWriter and is for one goroutine.
+type LayerImport struct {
+	im           *Import
+	diffID, name string
+	shape        *finisher
+	records      []record
+}
+
+// Put stages a regular file's bytes, read once, and returns their sha256. The
+// same pass computes the object that the file will be if its label is as
+// expected.
+func (l *LayerImport) Put(path string, meta *fstree.Inode, r io.Reader) (fstree.Digest, error) {
+	header := l.header(path, meta)
+	sum := sha256.New()
+	sum.Write(header)
+	d, err := l.im.stage.put(l.im.ctx, r, meta, sum, l.im.inRepo)
+	if err != nil {
+		l.im.failed(err)
+		return d, err
+	}
+	if d != fstree.EmptyDigest {
+		l.records = append(l.records, record{d, hashHeader(header), object.Checksum(sum.Sum(nil))})
+	}
+	return d, nil
+}
+
+// header returns the file header that path will have if the policy is as
+// expected. Content objects of ostree layers have theirs already.
+func (l *LayerImport) header(path string, meta *fstree.Inode) []byte {
+	xattrs := meta.Xattrs
+	if !strings.HasPrefix(path, repoObjects+"/objects/") {
+		n := meta.WithMeta(nil)
+		l.shape.meta(n, "/"+shapedPath(path))
+		xattrs = n.Xattrs
+	}
+	return object.FileHeader(meta.UID, meta.GID, meta.Mode, "", xattrs)
+}
+
+// failed remembers that the file system is full.
+func (im *Import) failed(err error) {
+	if fault.KindOf(err) == fault.NoSpace {
+		im.mu.Lock()
+		im.full = true
+		im.mu.Unlock()
+	}
+}
+
+// Commit makes the layer's contents and index visible to this import and, if
+// this process dies, to the next one of the same boot.
+func (l *LayerImport) Commit(index []byte) error {
+	var all records
+	all.add(l.records...)
+	all.sort()
+	saved := &savedLayer{index: index, records: all.list}
+	l.records = nil
+	if err := l.im.stage.putLayer(l.name, saved); err != nil {
+		l.im.failed(err)
+		return err
+	}
+	l.im.mu.Lock()
+	defer l.im.mu.Unlock()
+	l.im.layers[l.diffID] = saved
+	l.im.known.add(saved.records...)
+	return nil
+}
+
+// Abort forgets the layer. Its contents stay staged, for a second try.
+func (l *LayerImport) Abort() { l.records = nil }

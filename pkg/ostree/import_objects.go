@@ -1,0 +1,298 @@
+package ostree
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"runtime"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fstree"
+	"github.com/kedge-os/kedge/pkg/ostree/object"
+)
+
+// objectSet collects the file objects that an import needs, each once, finds
+// their checksums, and writes those that the repository lacks.
+type objectSet struct {
+	headers  []fileHeader
+	headerOf map[headerKey]int32
+	byHash   map[headerHash]int32
+	items    map[itemKey]int32
+	list     []item
+}
+
+// fileHeader is what precedes a content in the hash of its object; a system has
+// few different ones.
+type fileHeader struct {
+	bytes []byte
+	hash  headerHash
+	meta  *fstree.Inode // owner, mode and xattrs; any inode that has it
+}
+
+type headerKey struct {
+	uid, gid, mode uint32
+	xattrs         *fstree.Xattrs
+}
+
+type itemKey struct {
+	content fstree.Digest
+	header  int32
+}
+
+type item struct {
+	key    itemKey
+	object object.Checksum
+	size   int64
+}
+
+func newObjectSet() *objectSet {
+	return &objectSet{headerOf: map[headerKey]int32{}, byHash: map[headerHash]int32{}, items: map[itemKey]int32{}}
+}
+
+// header returns the number of the header of a regular file.
+func (s *objectSet) header(n *fstree.Inode) int32 {
+	key := headerKey{n.UID, n.GID, n.Mode, n.Xattrs}
+	if id, ok := s.headerOf[key]; ok {
+		return id
+	}
+	h := fileHeader{bytes: object.FileHeader(n.UID, n.GID, n.Mode, "", n.Xattrs), meta: n}
+	h.hash = hashHeader(h.bytes)
+	id, ok := s.byHash[h.hash]
+	if !ok {
+		id = int32(len(s.headers))
+		s.headers = append(s.headers, h)
+		s.byHash[h.hash] = id
+	}
+	s.headerOf[key] = id
+	return id
+}
+
+func contentOf(n *fstree.Inode) fstree.Digest {
+	if n.Size == 0 {
+		return fstree.EmptyDigest
+	}
+	return n.Content
+}
+
+// want adds a regular file.
+func (s *objectSet) want(n *fstree.Inode) {
+	key := itemKey{contentOf(n), s.header(n)}
+	if _, ok := s.items[key]; ok {
+		return
+	}
+	s.items[key] = int32(len(s.list))
+	s.list = append(s.list, item{key: key, size: n.Size})
+}
+
+// wantTree adds the regular files of a tree.
+func (s *objectSet) wantTree(t *fstree.Tree) {
+	_ = t.Walk(func(_ string, n *fstree.Inode) error {
+		if n.IsRegular() {
+			s.want(n)
+		}
+		return nil
+	})
+}
+
+// checksum returns a wanted regular file's object, or a symlink's.
+func (s *objectSet) checksum(n *fstree.Inode) object.Checksum {
+	if n.IsSymlink() {
+		return sha256.Sum256(object.FileHeader(n.UID, n.GID, n.Mode, n.Target, n.Xattrs))
+	}
+	return s.list[s.items[itemKey{contentOf(n), s.header(n)}]].object
+}
+
+// resolve finds the checksum of every item: from what was hashed when its
+// content came, or by reading the content again, on every processor.
+func (im *Import) resolve(ctx context.Context, s *objectSet) error {
+	var again []int32
+	im.mu.Lock()
+	for i := range s.list {
+		it := &s.list[i]
+		h := &s.headers[it.key.header]
+		if it.key.content == fstree.EmptyDigest {
+			it.object = sha256.Sum256(h.bytes)
+			continue
+		}
+		for _, r := range im.known.of(it.key.content) {
+			if r.header == h.hash {
+				it.object = r.object
+			}
+		}
+		if it.object.IsZero() {
+			again = append(again, int32(i))
+		}
+	}
+	im.mu.Unlock()
+	im.Rehashed = len(again)
+
+	err := parallel(ctx, len(again), func(k int) error {
+		it := &s.list[again[k]]
+		sum := sha256.New()
+		sum.Write(s.headers[it.key.header].bytes)
+		if err := im.readContent(it.key.content, sum); err != nil {
+			return err
+		}
+		sum.Sum(it.object[:0])
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	for _, i := range again {
+		it := &s.list[i]
+		im.known.add(record{it.key.content, s.headers[it.key.header].hash, it.object})
+	}
+	return nil
+}
+
+func (im *Import) readContent(d fstree.Digest, w io.Writer) error {
+	r, err := im.OpenContent(d)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	buf := copyBuffers.Get().(*[copyBuffer]byte)
+	defer copyBuffers.Put(buf)
+	_, err = io.CopyBuffer(w, struct{ io.Reader }{r}, buf[:])
+	return err
+}
+
+// materialise writes the items that the repository does not have. Items of the
+// same content are one unit of work, since they share a staged file.
+func (im *Import) materialise(ctx context.Context, txn *Txn, s *objectSet) error {
+	order := make([]int32, len(s.list))
+	for i := range order {
+		order[i] = int32(i)
+	}
+	slices.SortFunc(order, func(a, b int32) int {
+		return bytes.Compare(s.list[a].key.content[:], s.list[b].key.content[:])
+	})
+	var groups [][]int32
+	for i := 0; i < len(order); {
+		j := i + 1
+		for j < len(order) && s.list[order[i]].key.content == s.list[order[j]].key.content {
+			j++
+		}
+		groups = append(groups, order[i:j])
+		i = j
+	}
+	return parallel(ctx, len(groups), func(k int) error {
+		for _, i := range groups[k] {
+			it := &s.list[i]
+			if err := im.writeItem(txn, it, s.headers[it.key.header].meta); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (im *Import) writeItem(txn *Txn, it *item, meta *fstree.Inode) error {
+	if ok, err := txn.HasFile(it.object); ok || err != nil {
+		return err
+	}
+	n := meta.WithMeta(func(c *fstree.Inode) { c.Size, c.Content = it.size, it.key.content })
+	f, err := im.stage.open(it.key.content)
+	switch {
+	case err == nil:
+		defer f.Close()
+		_, err = txn.AdoptFile(f, n, it.object)
+		return err
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	r, err := im.OpenContent(it.key.content)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	c, err := txn.PutFile(n, r)
+	if err == nil && c != it.object {
+		err = fault.New(fault.Corrupt, "check the disk, and run kedge fsck",
+			"content %s became object %s where it should have been %s", it.key.content, c, it.object)
+	}
+	return err
+}
+
+// parallel calls fn for 0 … n-1 on every processor until one fails.
+func parallel(ctx context.Context, n int, fn func(i int) error) error {
+	workers := min(runtime.GOMAXPROCS(0), n)
+	g, ctx := errgroup.WithContext(ctx)
+	for w := range workers {
+		g.Go(func() error {
+			for i := w; i < n; i += workers {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				if err := fn(i); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// dirWriter writes the dirtrees and dirmetas of trees whose files are in set.
+type dirWriter struct {
+	txn   *Txn
+	set   *objectSet
+	links map[object.Checksum]bool // symlinks written
+	metas map[headerKey]object.Checksum
+}
+
+func newDirWriter(txn *Txn, set *objectSet) *dirWriter {
+	return &dirWriter{txn, set, map[object.Checksum]bool{}, map[headerKey]object.Checksum{}}
+}
+
+// write returns the root dirtree and dirmeta of the tree below n.
+func (w *dirWriter) write(n *fstree.Inode) (tree, meta object.Checksum, err error) {
+	var files []object.FileEntry
+	var dirs []object.DirEntry
+	for _, e := range n.Entries() {
+		if e.Inode.IsDir() {
+			t, m, err := w.write(e.Inode)
+			if err != nil {
+				return tree, meta, err
+			}
+			dirs = append(dirs, object.DirEntry{Name: e.Name, Tree: t, Meta: m})
+			continue
+		}
+		c := w.set.checksum(e.Inode)
+		if e.Inode.IsSymlink() && !w.links[c] {
+			if _, err := w.txn.PutFile(e.Inode, nil); err != nil {
+				return tree, meta, err
+			}
+			w.links[c] = true
+		}
+		files = append(files, object.FileEntry{Name: e.Name, Checksum: c})
+	}
+	if tree, err = w.txn.PutMeta(object.TypeDirtree, object.EncodeDirtree(files, dirs)); err != nil {
+		return tree, meta, err
+	}
+	key := headerKey{n.UID, n.GID, n.Mode, n.Xattrs}
+	if meta, ok := w.metas[key]; ok {
+		return tree, meta, nil
+	}
+	meta, err = w.txn.PutMeta(object.TypeDirmeta, object.EncodeDirmeta(n.UID, n.GID, n.Mode, n.Xattrs))
+	w.metas[key] = meta
+	return tree, meta, err
+}
+
+// missingContent is the error for a content that neither the stage nor the
+// repository has.
+func missingContent(d fstree.Digest) error {
+	return fault.New(fault.Corrupt, "run kedge fsck, then the command again: what is missing is fetched again",
+		"content %s: %w", d, fmt.Errorf("%w in the repository", fs.ErrNotExist))
+}

@@ -1,0 +1,247 @@
+package ostree
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fstree"
+)
+
+// contentStage keeps file contents by their sha256 until they become objects,
+// and the layers that brought them. It lives in the repository's tmp directory
+// as kedge-<boot id>: what was staged in this boot is still in the page cache
+// and needs no sync, what another boot left may be torn and is thrown away.
+//
+//	content/xx/<62 hex>  the bytes; a file has this name only when it is whole
+//	layers/sha256-<hex>  a savedLayer without commit
+type contentStage struct {
+	dir  *os.File
+	lock *os.File
+}
+
+const stagePrefix = "kedge-"
+
+// openStage opens this boot's stage in the repository's tmp directory and
+// removes those of other boots. A stage that another process works in is an
+// error of kind Busy.
+func openStage(tmp *os.File, bootID string) (*contentStage, error) {
+	name := stagePrefix + bootID
+	if err := removeOtherStages(tmp, name); err != nil {
+		return nil, err
+	}
+	if err := mkdirAt(tmp, name); err != nil {
+		return nil, fmt.Errorf("make the staging directory: %w", err)
+	}
+	dir, err := openDirAt(tmp, name)
+	if err != nil {
+		return nil, fmt.Errorf("open the staging directory: %w", err)
+	}
+	s := &contentStage{dir: dir}
+	if err := s.init(); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *contentStage) init() (err error) {
+	if s.lock, err = openAt(s.dir, "lock", unix.O_RDWR|unix.O_CREAT, 0o600); err != nil {
+		return fmt.Errorf("open the staging directory: %w", err)
+	}
+	locked, err := tryLock(s.lock, true)
+	if err != nil {
+		return err
+	}
+	if !locked {
+		return fault.New(fault.Busy, "wait until the other kedge process is done", "another process is importing into this repository")
+	}
+	for _, dir := range []string{"content", "layers"} {
+		if err := mkdirAt(s.dir, dir); err != nil {
+			return fmt.Errorf("make the staging directory: %w", err)
+		}
+	}
+	// libostree removes what is a day old in tmp.
+	return setTimes(int(s.dir.Fd()), []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}})
+}
+
+func mkdirAt(dir *os.File, name string) error {
+	err := unix.Mkdirat(int(dir.Fd()), name, 0o700)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return &fs.PathError{Op: "mkdir", Path: name, Err: err}
+	}
+	return nil
+}
+
+func removeOtherStages(tmp *os.File, keep string) error {
+	names, err := readDirNames(tmp, ".")
+	if err != nil {
+		return fmt.Errorf("look for old staging directories: %w", err)
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, stagePrefix) && name != keep {
+			if err := removeAllAt(tmp, name); err != nil {
+				return fmt.Errorf("remove an old staging directory: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *contentStage) close() {
+	for _, f := range []*os.File{s.dir, s.lock} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// clear removes everything that is staged. The lock stays.
+func (s *contentStage) clear() error {
+	for _, dir := range []string{"layers", "content"} { // layers first: they name contents
+		err := removeAllAt(s.dir, dir)
+		if err == nil {
+			err = mkdirAt(s.dir, dir)
+		}
+		if err != nil {
+			return fmt.Errorf("clear the staging directory: %w", err)
+		}
+	}
+	return nil
+}
+
+func contentPath(d fstree.Digest) string {
+	hex := d.String()
+	return "content/" + hex[:2] + "/" + hex[2:]
+}
+
+func (s *contentStage) has(d fstree.Digest) bool {
+	ok, err := existsAt(s.dir, contentPath(d))
+	return ok && err == nil
+}
+
+func (s *contentStage) open(d fstree.Digest) (*os.File, error) {
+	return openAt(s.dir, contentPath(d), unix.O_RDONLY, 0)
+}
+
+// put stages the n.Size bytes that r has, reading them once, and returns their
+// sha256. Every byte also goes into also. A content that is staged already, or
+// for which known says so, is not kept twice.
+func (s *contentStage) put(ctx context.Context, r io.Reader, n *fstree.Inode, also hash.Hash, known func(fstree.Digest) bool) (d fstree.Digest, err error) {
+	buf := copyBuffers.Get().(*[copyBuffer]byte)
+	defer copyBuffers.Put(buf)
+	sum := sha256.New()
+	if n.Size < copyBuffer {
+		k, err := readAll(r, buf[:n.Size+1])
+		if err != nil {
+			return d, err
+		}
+		if int64(k) != n.Size {
+			return d, wrongSize(n)
+		}
+		sum.Write(buf[:k])
+		also.Write(buf[:k])
+		sum.Sum(d[:0])
+		if n.Size == 0 || s.has(d) || known(d) {
+			return d, nil
+		}
+		return d, s.write(d, func(f *os.File) error { _, err := f.Write(buf[:k]); return err })
+	}
+	f, err := newTemp(s.dir, 0o600)
+	if err != nil {
+		return d, err
+	}
+	defer f.discard()
+	k, err := copyHashed(ctx, sparseWriter{f.File}, r, n.Size, buf[:], sum, also)
+	if err == nil && k != n.Size {
+		err = wrongSize(n)
+	}
+	if err == nil {
+		err = f.Truncate(n.Size)
+	}
+	if err != nil {
+		return d, err
+	}
+	sum.Sum(d[:0])
+	if s.has(d) || known(d) {
+		return d, nil
+	}
+	return d, s.link(f, contentPath(d))
+}
+
+func (s *contentStage) write(d fstree.Digest, content func(*os.File) error) error {
+	f, err := newTemp(s.dir, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.discard()
+	if err := content(f.File); err != nil {
+		return fmt.Errorf("write to the staging directory: %w", err)
+	}
+	return s.link(f, contentPath(d))
+}
+
+// link gives a whole file its name; somebody else having done so is fine.
+func (s *contentStage) link(f *temp, name string) error {
+	err := f.link(s.dir, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = mkdirAt(s.dir, path.Dir(name)); err == nil {
+			err = f.link(s.dir, name)
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("write to the staging directory: %w", err)
+	}
+	return nil
+}
+
+// maxLayerFile bounds a savedLayer's file: ten million entries.
+const maxLayerFile = 4 << 30
+
+// layer returns a staged layer; one that cannot be read counts as absent.
+func (s *contentStage) layer(name string) (*savedLayer, bool) {
+	data, err := readFileAt(s.dir, "layers/"+name, maxLayerFile)
+	if err != nil {
+		return nil, false
+	}
+	l, err := decodeLayerFile(data)
+	return l, err == nil
+}
+
+// putLayer stages a layer. The rename is its commit point.
+func (s *contentStage) putLayer(name string, l *savedLayer) error {
+	if err := s.replace("layers/"+name, l.encode()); err != nil {
+		return fmt.Errorf("stage a layer's index: %w", err)
+	}
+	return nil
+}
+
+func (s *contentStage) replace(name string, data []byte) error {
+	f, err := newTemp(s.dir, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.discard()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	side := "new-" + randomName()
+	if err := f.link(s.dir, side); err != nil {
+		return err
+	}
+	if err := unix.Renameat(int(s.dir.Fd()), side, int(s.dir.Fd()), name); err != nil {
+		_ = unlinkAt(s.dir, side)
+		return &fs.PathError{Op: "rename", Path: name, Err: err}
+	}
+	return nil
+}
