@@ -224,6 +224,11 @@ func (t *Txn) moveDir(name string, commits bool) (moved int, err error) {
 		if err := moveObject(src, dst, file, n.Type == object.TypeCommitMeta); err != nil {
 			return moved, err
 		}
+		if commits { // it is here again: nothing must say that it was deleted
+			if err := unlinkAt(t.repo.objects, object.Name{Checksum: n.Checksum, Type: object.TypeTombstoneCommit}.Path(false)); err != nil {
+				return moved, err
+			}
+		}
 		moved++
 	}
 	return moved, nil
