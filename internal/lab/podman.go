@@ -2,10 +2,13 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // Podman runs podman on a store of the lab's own, beside the user's.
@@ -53,4 +56,18 @@ func (p *Podman) Build(ctx context.Context, containerfile, contextDir, ref strin
 		return fmt.Errorf("pushing %s: %w", ref, err)
 	}
 	return nil
+}
+
+// Store returns the directories of podman's --root and --runroot.
+func (p *Podman) Store() (root, runroot string) { return p.root, p.runroot }
+
+// Remove deletes the store. podman mounts a part of it on itself and leaves that.
+func (p *Podman) Remove(ctx context.Context) error {
+	overlay := filepath.Join(p.root, "overlay")
+	if mounted, err := mountinfo.Mounted(overlay); err == nil && mounted {
+		if _, err := Command(ctx, "umount", "-l", overlay); err != nil {
+			return err
+		}
+	}
+	return errors.Join(os.RemoveAll(p.root), os.RemoveAll(p.runroot))
 }

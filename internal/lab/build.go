@@ -1,0 +1,14 @@
+package lab
+
+import "context"
+
+// BuildTags are the tags that kedge is built with everywhere.
+const BuildTags = "containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper"
+
+// BuildKedge builds the static kedge of this source tree to path.
+func BuildKedge(ctx context.Context, path string) error {
+	// env, since a race-detecting test run has cgo on.
+	_, err := Command(ctx, "env", "CGO_ENABLED=0", "go", "build", "-C", SourceDir(),
+		"-trimpath", "-tags", BuildTags, "-ldflags", "-s -w", "-o", path, "./cmd/kedge")
+	return err
+}
