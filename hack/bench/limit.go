@@ -19,9 +19,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 )
 
-// limitVariable in the environment makes the program do the limit's work.
-const limitVariable = "KEDGE_BENCH_LIMIT"
-
 // limit writes each file of the image with the given digest, in a layout given
 // as DIR@DIGEST, into a directory, hashing what an import has to hash. Two
 // layers run at once.
@@ -90,7 +87,7 @@ func unpack(blob, dir string) error {
 
 func writeFiles(t *tar.Reader, dir string) error {
 	buf := make([]byte, 1<<20)
-	for n := 0; ; n++ {
+	for n := 0; ; {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -108,6 +105,7 @@ func writeFiles(t *tar.Reader, dir string) error {
 			}
 		}
 		f, err := os.Create(filepath.Join(sub, fmt.Sprint(n)))
+		n++
 		if err != nil {
 			return err
 		}

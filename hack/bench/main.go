@@ -15,9 +15,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,7 +37,10 @@ func main() {
 	flag.IntVar(&b.runs, "runs", 3, "take the best of `N` runs")
 	flag.StringVar(&b.only, "only", "", "only the rows whose name has `TEXT` in it")
 	flag.Parse()
-	if os.Getenv(limitVariable) != "" {
+	switch os.Getenv(roleVariable) {
+	case "measure":
+		exit(measureChild())
+	case "limit":
 		exit(limit(flag.Arg(0), flag.Arg(1)))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
@@ -89,32 +89,6 @@ func (b *bench) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// measured is what a program took.
-type measured struct {
-	wall time.Duration
-	cpu  time.Duration
-	rss  int64 // bytes, the largest of the program and the children it waited for
-}
-
-// measure runs a program once, after what was written before is on disk.
-func (b *bench) measure(ctx context.Context, env []string, argv ...string) (measured, error) {
-	unix.Sync()
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), env...)
-	cmd.Env = append(cmd.Env, "CONTAINERS_REGISTRIES_CONF="+b.registry.config)
-	start := time.Now()
-	out, err := cmd.CombinedOutput()
-	m := measured{wall: time.Since(start)}
-	if err != nil {
-		return m, fmt.Errorf("%s: %w\n%s", strings.Join(argv, " "), err, out)
-	}
-	if u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		m.rss = u.Maxrss * 1024
-	}
-	m.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
-	return m, nil
-}
-
 // best runs a program several times. prepare makes the state that each run
 // starts from and returns its command line.
 func (b *bench) best(ctx context.Context, prepare func(i int) (argv []string, err error)) (measured, error) {
@@ -124,18 +98,14 @@ func (b *bench) best(ctx context.Context, prepare func(i int) (argv []string, er
 		if err != nil {
 			return best, err
 		}
-		var env []string
-		if argv[0] == os.Args[0] {
-			env = []string{limitVariable + "=1"}
-		}
-		m, err := b.measure(ctx, env, argv...)
+		m, err := b.measure(ctx, argv)
 		if err != nil {
 			return best, err
 		}
-		if i == 0 || m.wall < best.wall {
-			best.wall, best.cpu = m.wall, m.cpu
+		if i == 0 || m.Wall < best.Wall {
+			best.Wall, best.CPU = m.Wall, m.CPU
 		}
-		best.rss = max(best.rss, m.rss)
+		best.RSS = max(best.RSS, m.RSS)
 	}
 	return best, nil
 }

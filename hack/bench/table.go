@@ -25,9 +25,9 @@ func (b *bench) print() {
 		ratio := ""
 		for _, o := range b.rows {
 			if o.name == r.name && o.program == r.reference && o.program != r.program {
-				ratio = fmt.Sprintf("%.2f", r.wall.Seconds()/o.wall.Seconds())
+				ratio = fmt.Sprintf("%.2f", r.Wall.Seconds()/o.Wall.Seconds())
 			}
 		}
-		fmt.Printf("| %s | %s | %.2f | %.2f | %d | %s |\n", r.name, r.program, r.wall.Seconds(), r.cpu.Seconds(), r.rss>>20, ratio)
+		fmt.Printf("| %s | %s | %.2f | %.2f | %d | %s |\n", r.name, r.program, r.Wall.Seconds(), r.CPU.Seconds(), r.RSS>>20, ratio)
 	}
 }
