@@ -61,7 +61,7 @@ type flat struct {
 
 // flatten checks t and lays it out breadth-first.
 func flatten(t *Tree, o ImageOptions) (*flat, error) {
-	f := &flat{version: o.MinVersion, byPair: make(map[fstree.Xattr]uint32), bySet: make(map[*fstree.Xattrs][]uint32)}
+	f := &flat{version: o.MinVersion, bySet: make(map[*fstree.Xattrs][]uint32)}
 	if t.Root == nil || !t.Root.IsDir() {
 		return nil, fmt.Errorf("the root is no directory")
 	}
@@ -72,6 +72,12 @@ func flatten(t *Tree, o ImageOptions) (*flat, error) {
 	if label, ok := t.Root.Xattrs.Get(xattrSELinux); ok {
 		f.stub.Xattrs = new(fstree.Tree).Intern([]fstree.Xattr{{Name: xattrSELinux, Value: label}})
 	}
+	inodes, external := count(t.Root)
+	f.nodes = make([]node, 0, inodes+len(stubNames))
+	f.ents = make([]entry, 0, inodes+len(stubNames))
+	f.refs = make([]uint32, 0, inodes+2*external+len(stubNames))
+	f.xattrs = make([]xattr, 0, 2*external+64)
+	f.byPair = make(map[fstree.Xattr]uint32, 2*external+64)
 	if err := f.queue(t.Root); err != nil {
 		return nil, err
 	}
@@ -85,6 +91,23 @@ func flatten(t *Tree, o ImageOptions) (*flat, error) {
 	}
 	f.byPair, f.bySet = nil, nil
 	return f, nil
+}
+
+// count returns about how many inodes are below a directory, and how many of
+// them are external files.
+func count(dir *Inode) (inodes, external int) {
+	for _, e := range dir.Entries {
+		inodes++
+		switch {
+		case e.Link:
+		case e.Inode.IsDir():
+			i, x := count(e.Inode)
+			inodes, external = inodes+i, external+x
+		case e.Inode.External():
+			external++
+		}
+	}
+	return inodes + 1, external
 }
 
 // queue fills nodes and ents breadth-first from the root.

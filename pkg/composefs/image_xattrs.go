@@ -148,12 +148,12 @@ func (r *imageReader) plainXattrs(x *rawXattrs) *fstree.Xattrs {
 // restored is plainXattrs for a whiteout or a directory with whiteouts, without
 // the names that this brought, of which the first tells one from the other.
 func (r *imageReader) restored(x *rawXattrs, names ...string) *fstree.Xattrs {
-	if x.restored == nil {
-		x.restored = make(map[string]*fstree.Xattrs)
-	}
 	set, ok := x.restored[names[0]]
 	if !ok {
 		set = r.without(x, names...)
+		if x.restored == nil {
+			x.restored = make(map[string]*fstree.Xattrs)
+		}
 		x.restored[names[0]] = set
 	}
 	return set
