@@ -15,6 +15,77 @@ import (
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
 )
 
+// oracle is a version of the real ostree.
+type oracle struct {
+	name string
+	argv []string
+	// flat: entries are named ostree-N.conf, without the stateroot.
+	flat bool
+}
+
+// oracles are the host's ostree (2022.7 on Debian 12) and that of the lab's
+// base image (2025.2), run on this machine by its own dynamic linker.
+func oracles(t testing.TB) []oracle {
+	t.Helper()
+	needOSTree(t)
+	return []oracle{{name: "2022.7", argv: []string{"ostree"}}, {name: "2025.2", argv: imageOSTree(t), flat: true}}
+}
+
+const libDir = "usr/lib/x86_64-linux-gnu"
+
+func imageOSTree(t testing.TB) []string {
+	t.Helper()
+	layout := lab.BaseImage(t)
+	cache, err := lab.CacheDir()
+	must(t, err)
+	dir := filepath.Join(cache, "ostree-of-"+filepath.Base(filepath.Dir(layout)))
+	argv := func(dir string) []string {
+		lib := filepath.Join(dir, libDir)
+		return []string{lib + "/ld-linux-x86-64.so.2", "--library-path", lib, dir + "/usr/bin/ostree"}
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return argv(dir)
+	}
+	blobs, err := filepath.Glob(layout + "/blobs/sha256/*")
+	must(t, err)
+	largest, size := "", int64(0)
+	for _, b := range blobs {
+		if st, err := os.Stat(b); err == nil && st.Size() > size {
+			largest, size = b, st.Size()
+		}
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), "ostree-*.tmp")
+	must(t, err)
+	defer os.RemoveAll(tmp)
+	run(t, "tar", "-xzf", largest, "-C", tmp, "--wildcards", "usr/bin/ostree", libDir+"/*.so*")
+	keep := map[string]bool{"ld-linux-x86-64.so.2": true}
+	list := append(argv(tmp)[:3:3], "--list", tmp+"/usr/bin/ostree")
+	for f := range strings.FieldsSeq(run(t, list...)) {
+		if strings.HasPrefix(f, tmp) {
+			real, err := filepath.EvalSymlinks(f)
+			must(t, err)
+			keep[filepath.Base(f)], keep[filepath.Base(real)] = true, true
+		}
+	}
+	libs, err := os.ReadDir(filepath.Join(tmp, libDir))
+	must(t, err)
+	for _, l := range libs {
+		if !keep[l.Name()] {
+			must(t, os.RemoveAll(filepath.Join(tmp, libDir, l.Name())))
+		}
+	}
+	if err := os.Rename(tmp, dir); err != nil && !os.IsExist(err) {
+		t.Fatal(err)
+	}
+	return argv(dir)
+}
+
+// admin runs "ostree admin" of an oracle on the sysroot.
+func (o oracle) admin(w *world, args ...string) string {
+	w.t.Helper()
+	return run(w.t, append(append(append([]string(nil), o.argv...), "admin", "--sysroot="+w.dir), args...)...)
+}
+
 // cliRepo is a repository driven by the real ostree program.
 type cliRepo struct {
 	t    testing.TB
@@ -141,7 +212,6 @@ func osTree(kernel string) tree {
 		"usr/etc/app/app.conf":                "app default",
 		"usr/etc/link":                        "->conf",
 		"usr/lib/empty":                       "",
-		"etc/":                                "",
 		"boot/":                               "",
 		"sysroot/":                            "",
 		"var/":                                "",

@@ -1,0 +1,185 @@
+package boot
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kedge-os/kedge/pkg/boot/karg"
+)
+
+// snapshot describes every file of a sysroot outside its repository.
+func snapshot(t testing.TB, dir string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for _, top := range []string{"boot", "ostree"} {
+		err := filepath.WalkDir(filepath.Join(dir, top), func(p string, e fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			name, _ := filepath.Rel(dir, p)
+			if name == "ostree/repo" {
+				return fs.SkipDir
+			}
+			st, err := os.Lstat(p)
+			if err != nil {
+				return err
+			}
+			sys := st.Sys().(*syscall.Stat_t)
+			text := fmt.Sprintf("%v %d:%d", st.Mode(), sys.Uid, sys.Gid)
+			switch {
+			case st.Mode().IsRegular():
+				b, err := os.ReadFile(p)
+				if err != nil {
+					return err
+				}
+				if strings.HasSuffix(name, ".conf") || strings.HasSuffix(name, ".origin") {
+					text += "\n" + string(b)
+				} else {
+					text += fmt.Sprintf(" %x", sha256.Sum256(b))
+				}
+			case st.Mode().Type() == fs.ModeSymlink:
+				target, _ := os.Readlink(p)
+				text += " -> " + target
+			}
+			out[name] = text
+			return nil
+		})
+		must(t, err)
+	}
+	return out
+}
+
+var oldEntryName = regexp.MustCompile(`(ostree-[0-9]+)-[a-z]+\.conf$`)
+
+// likeOurs takes what differs between libostree's versions out of a snapshot
+// that one of them made: 2022.7 names entries with the stateroot, fills a new
+// stateroot's var itself and knows no backing directory; 2025.2 writes aboot
+// keys for every kernel.
+func likeOurs(o oracle, s map[string]string) map[string]string {
+	out := map[string]string{}
+	for name, text := range s {
+		if !o.flat {
+			name = oldEntryName.ReplaceAllString(name, "$1.conf")
+		}
+		lines := slices.DeleteFunc(strings.Split(text, "\n"), func(l string) bool { return strings.HasPrefix(l, "aboot") })
+		out[name] = strings.Join(lines, "\n")
+	}
+	drop := []string{"ostree/lock"}
+	if !o.flat {
+		drop = append(drop, "ostree/deploy/os/backing", "ostree/deploy/os/var")
+	}
+	maps.DeleteFunc(out, func(name, _ string) bool {
+		return slices.ContainsFunc(drop, func(d string) bool { return name == d || strings.HasPrefix(name, d+"/") })
+	})
+	return out
+}
+
+// steps is a life of a machine: what is deployed, and what its admin does to
+// /etc of the deployment that is then the default.
+var steps = []struct {
+	name    string
+	tree    tree
+	version string
+	etc     func(t testing.TB, etc string)
+}{
+	{name: "first", tree: osTree("k1"), version: "1"},
+	{name: "new kernel and etc edits", tree: osTree("k2").with(tree{"usr/etc/conf": "default 2", "usr/etc/new.d/a": "a"}), version: "2",
+		etc: func(t testing.TB, etc string) {
+			must(t, os.WriteFile(etc+"/local", []byte("mine"), 0o600))
+			must(t, os.WriteFile(etc+"/app/app.conf", []byte("edited"), 0o644))
+			must(t, os.MkdirAll(etc+"/own.d/deep", 0o750))
+			must(t, os.WriteFile(etc+"/own.d/deep/file", []byte("x"), 0o4755))
+			must(t, os.Symlink("/nowhere", etc+"/own.d/link"))
+			must(t, os.Chown(etc+"/own.d/deep/file", 7, 8))
+		}},
+	{name: "same kernel", tree: osTree("k2").with(tree{"usr/bin/hello": "3"}), version: "2"},
+	{name: "same kernel again: only the farm flips", tree: osTree("k2").with(tree{"usr/bin/hello": "4"}), version: "2",
+		etc: func(t testing.TB, etc string) {
+			must(t, os.Remove(etc+"/link"))
+			must(t, os.RemoveAll(etc+"/own.d/deep"))
+		}},
+	{name: "no initramfs name", tree: osTree("k3").without("usr/lib/modules/6.1.0/initramfs.img").with(tree{"usr/lib/modules/6.1.0/initramfs": "i"}), version: ""},
+	{name: "device tree and HMAC", tree: osTree("k4").with(tree{
+		"usr/lib/modules/6.1.0/devicetree": "dt", "usr/lib/modules/6.1.0/.vmlinuz.hmac": "h"}), version: "4"},
+	{name: "device tree directory", tree: osTree("k5").with(tree{
+		"usr/lib/modules/6.1.0/dtb/b/z.dtb": "bz", "usr/lib/modules/6.1.0/dtb/a.dtb": "a", "usr/lib/modules/6.1.0/dtb/b.dtb": "b"}), version: "5"},
+	{name: "no initramfs at all", tree: osTree("k6").without("usr/lib/modules/6.1.0/initramfs.img"), version: "6"},
+	{name: "var of the image", tree: osTree("k7").with(tree{"var/lib/x": "x"}), version: "7"},
+}
+
+// TestSameBytesAsOSTree lets the real program and kedge lead two machines
+// through the same life and compares the disks after each step.
+func TestSameBytesAsOSTree(t *testing.T) {
+	ctx := context.Background()
+	for _, o := range oracles(t) {
+		t.Run(o.name, func(t *testing.T) {
+			theirs, ours := newWorld(t), newWorld(t)
+			s := ours.open()
+			must(t, s.InitStateroot("os"))
+			o.admin(theirs, "os-init", "os")
+			originFile := filepath.Join(t.TempDir(), "origin")
+			must(t, os.WriteFile(originFile, []byte("[origin]\nrefspec=test\n"), 0o644))
+			for i, step := range steps {
+				if step.etc != nil {
+					step.etc(t, filepath.Join(ours.dir, s.Deployments()[0].Dir(), "etc"))
+					step.etc(t, filepath.Join(theirs.dir, s.Deployments()[0].Dir(), "etc"))
+				}
+				c := ours.commit(step.tree, step.version)
+				if theirs.commit(step.tree, step.version) != c {
+					t.Fatal("the two repositories differ")
+				}
+				args := []string{"deploy", "--os=os", "--origin-file=" + originFile}
+				r := DeployRequest{Stateroot: "os", Commit: c, Origin: origin(ours), Merge: s.MergeFor("os")}
+				if i == 0 {
+					args = append(args, "--karg-append=root=LABEL=root", "--karg-append=console=ttyS0", "--karg-append=console=tty0")
+					r.Kargs = karg.Parse("root=LABEL=root console=ttyS0 console=tty0")
+				}
+				o.admin(theirs, append(args, c)...)
+				d, err := s.Deploy(ctx, r)
+				must(t, err)
+				must(t, s.Write(ctx, s.With(d, Retention{Merge: r.Merge})))
+				must(t, s.Cleanup(ctx))
+				want, got := likeOurs(o, snapshot(t, theirs.dir)), likeOurs(o, snapshot(t, ours.dir))
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Fatalf("%s: what ostree %s has (-) and kedge (+):\n%s", step.name, o.name, diff)
+				}
+				if a, b := refsOf(t, theirs), refsOf(t, ours); !maps.Equal(a, b) {
+					t.Errorf("%s: refs are %v, ostree's are %v", step.name, b, a)
+				}
+			}
+			sameTimes(t, theirs, ours, s.Deployments()[0])
+		})
+	}
+}
+
+func refsOf(t testing.TB, w *world) map[string]string {
+	refs, err := w.repo.Refs("ostree/")
+	must(t, err)
+	return refs
+}
+
+// sameTimes compares the modification times in /etc: those of the image's
+// files are the same on every machine.
+func sameTimes(t *testing.T, theirs, ours *world, d *Deployment) {
+	for _, name := range []string{"conf", "app/app.conf", "local"} {
+		a, err := os.Stat(filepath.Join(theirs.dir, d.Dir(), "etc", name))
+		must(t, err)
+		b, err := os.Stat(filepath.Join(ours.dir, d.Dir(), "etc", name))
+		must(t, err)
+		if x, y := a.ModTime().Unix(), b.ModTime().Unix(); x-y > 60 || y-x > 60 {
+			t.Errorf("/etc/%s has the time %d, ostree gives it %d", name, y, x)
+		}
+	}
+}
