@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
@@ -48,12 +51,24 @@ type ContainerLayer struct {
 type LayerObject struct {
 	Checksum object.Checksum
 	Inode    *fstree.Inode
+	// Unsorted says that Checksum was made with the xattrs in another order
+	// than that of their names, as old versions of libostree did. Such an
+	// object is kept under its name, unverified.
+	Unsorted bool
+}
+
+// MetaObject is a dirtree or dirmeta.
+type MetaObject struct {
+	Type     object.Type
+	Checksum object.Checksum
+	Data     []byte
 }
 
 // BaseCommit is the commit that an ostree-chunked image carries.
 type BaseCommit struct {
 	Commit   []byte       // the commit object
 	Detached object.Dict  // its .commitmeta, may be empty
+	Meta     []MetaObject // its dirtrees and dirmetas
 	Tree     *fstree.Tree // its tree, as the commit has it
 }
 
@@ -104,20 +119,14 @@ func (im *Import) writeContainer(ctx context.Context, c *Container) (merge objec
 			set.wantTree(t.tree)
 		}
 	}
-	if c.Base != nil {
-		set.wantTree(c.Base.Tree)
-	}
 	for i := range c.Layers {
 		for _, o := range c.Layers[i].Objects {
-			if o.Inode.IsRegular() {
+			if o.Inode.IsRegular() && !o.Unsorted {
 				set.want(o.Inode)
 			}
 		}
 	}
 	if err := im.resolve(ctx, set); err != nil {
-		return merge, err
-	}
-	if err := checkObjects(set, c.Layers); err != nil {
 		return merge, err
 	}
 	txn, err := im.repo.Txn(ctx)
@@ -128,8 +137,13 @@ func (im *Import) writeContainer(ctx context.Context, c *Container) (merge objec
 	if err := im.materialise(ctx, txn, set); err != nil {
 		return merge, err
 	}
+	for i := range c.Layers {
+		if err := im.writeObjects(txn, set, &c.Layers[i]); err != nil {
+			return merge, err
+		}
+	}
 	w := newDirWriter(txn, set)
-	base, err := im.writeBase(txn, w, c.Base)
+	base, err := im.writeBase(txn, c.Base)
 	if err != nil {
 		return merge, err
 	}
@@ -143,7 +157,13 @@ func (im *Import) writeContainer(ctx context.Context, c *Container) (merge objec
 		}
 	}
 	m := object.Commit{Metadata: metadata, Parent: base, Time: created}
-	if m.Tree, m.Meta, err = w.write(c.Prepared.Tree.Root); err != nil {
+	if c.Prepared.unchanged {
+		own, err := object.DecodeCommit(c.Base.Commit)
+		if err != nil {
+			return merge, err
+		}
+		m.Tree, m.Meta = own.Tree, own.Meta
+	} else if m.Tree, m.Meta, err = w.write(c.Prepared.Tree.Root); err != nil {
 		return merge, err
 	}
 	if merge, err = txn.PutCommit(&m); err != nil {
@@ -212,36 +232,66 @@ func lowerFile(c *Container, i int, path string) *fstree.Inode {
 	return nil
 }
 
-// checkObjects compares the checksums by which ostree layers name their
-// objects with what the objects are.
-func checkObjects(set *objectSet, layers []ContainerLayer) error {
-	for i := range layers {
-		for _, o := range layers[i].Objects {
-			if got := set.checksum(o.Inode); got != o.Checksum {
-				return fault.New(fault.Corrupt, "the image is damaged; rebuild and push it again",
-					"layer %s: the object named %s is %s", layers[i].Digest, o.Checksum, got)
-			}
+const damagedHint = "the image is damaged; rebuild and push it again"
+
+// writeObjects writes those objects of an ostree layer that materialise did
+// not, and compares the checksums by which the layer names its objects with
+// what they are.
+func (im *Import) writeObjects(txn *Txn, set *objectSet, l *ContainerLayer) error {
+	for _, o := range l.Objects {
+		var got object.Checksum
+		var err error
+		switch {
+		case o.Unsorted:
+			got, err = o.Checksum, im.writeUnsorted(txn, &o)
+		case o.Inode.IsSymlink():
+			got, err = txn.PutFile(o.Inode, nil)
+		default:
+			got = set.checksum(o.Inode)
+		}
+		if err != nil {
+			return err
+		}
+		if got != o.Checksum {
+			return fault.New(fault.Corrupt, damagedHint, "layer %s: the object named %s is %s", l.Digest, o.Checksum, got)
 		}
 	}
 	return nil
 }
 
+// writeUnsorted writes an object whose checksum cannot be computed. Its layer's
+// diffID vouches for it.
+func (im *Import) writeUnsorted(txn *Txn, o *LayerObject) error {
+	if ok, err := txn.HasFile(o.Checksum); ok || err != nil {
+		return err
+	}
+	r, err := im.OpenContent(contentOf(o.Inode))
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	f, ok := r.(*os.File)
+	if !ok || im.repo.mode == Archive {
+		return fault.New(fault.Conflict, "have the image built again with libostree 2024.10 or newer",
+			"object %s was made with unsorted xattrs, which this repository cannot take in", o.Checksum)
+	}
+	_, err = txn.AdoptFile(f, o.Inode, o.Checksum)
+	return err
+}
+
 // writeBase writes an ostree-chunked image's own commit as it came.
-func (im *Import) writeBase(txn *Txn, w *dirWriter, b *BaseCommit) (object.Checksum, error) {
+func (im *Import) writeBase(txn *Txn, b *BaseCommit) (object.Checksum, error) {
 	if b == nil {
 		return object.Checksum{}, nil
 	}
-	want, err := object.DecodeCommit(b.Commit)
-	if err != nil {
-		return object.Checksum{}, fault.New(fault.Corrupt, "the image is damaged; rebuild and push it again", "the image's base commit: %w", err)
-	}
-	tree, meta, err := w.write(b.Tree.Root)
-	if err != nil {
-		return object.Checksum{}, err
-	}
-	if tree != want.Tree || meta != want.Meta {
-		return object.Checksum{}, fault.New(fault.Corrupt, "the image is damaged; rebuild and push it again",
-			"the image's base commit names the tree %s %s, its layers have %s %s", want.Tree, want.Meta, tree, meta)
+	for _, m := range b.Meta {
+		got, err := txn.PutMeta(m.Type, m.Data)
+		if err != nil {
+			return got, err
+		}
+		if got != m.Checksum {
+			return got, fault.New(fault.Corrupt, damagedHint, "the object named %s.%s is %s", m.Checksum, m.Type, got)
+		}
 	}
 	commit, err := txn.PutMeta(object.TypeCommit, b.Commit)
 	if err == nil && len(b.Detached) > 0 {
@@ -260,11 +310,14 @@ func (im *Import) writeLayer(txn *Txn, w *dirWriter, l *ContainerLayer, tree *la
 	case ChunkLayer:
 		// A flat directory of objects, each under its checksum, without
 		// anything else (ostree-ext, tar/import.rs).
-		flat := fstree.New()
-		for _, o := range l.Objects {
-			flat.Root.Set(o.Checksum.String(), o.Inode)
+		files := make([]object.FileEntry, len(l.Objects))
+		for i, o := range l.Objects {
+			files[i] = object.FileEntry{Name: o.Checksum.String(), Checksum: o.Checksum}
 		}
-		commit.Tree, commit.Meta, err = w.write(flat.Root)
+		slices.SortFunc(files, func(a, b object.FileEntry) int { return a.Checksum.Compare(b.Checksum) })
+		if commit.Tree, err = w.txn.PutMeta(object.TypeDirtree, object.EncodeDirtree(files, nil)); err == nil {
+			commit.Meta, err = w.txn.PutMeta(object.TypeDirmeta, object.EncodeDirmeta(0, 0, unix.S_IFDIR|0o755, nil))
+		}
 	default:
 		// ostree-ext stamps its layer commits with the time of the import;
 		// without it a layer is the same commit on every host.
@@ -366,6 +419,11 @@ func (s *objectSet) recordsOf(l *ContainerLayer, t *layerTree) []record {
 		}
 	}
 	for _, o := range l.Objects {
+		if o.Unsorted {
+			// No header leads to this object; it only has the content.
+			all.add(record{contentOf(o.Inode), hashHeader(o.Checksum[:]), o.Checksum})
+			continue
+		}
 		add(o.Inode)
 	}
 	if t != nil {

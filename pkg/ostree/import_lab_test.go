@@ -18,7 +18,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
 )
@@ -310,20 +309,6 @@ func runTool(t testing.TB, argv ...string) string {
 		t.Fatalf("%s: %v\n%s%s", strings.Join(argv, " "), err, out, stderr.Bytes())
 	}
 	return strings.TrimSpace(string(out))
-}
-
-// ostreeExt returns the lab's ostree-ext-cli (hack/lab/chunked/build-cli.sh).
-func ostreeExt(t testing.TB) string {
-	t.Helper()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	found, _ := filepath.Glob(filepath.Join(cache, "kedge", "ostree-ext-cli-*"))
-	if len(found) == 0 {
-		lab.Skip(t, "ostree-ext-cli is not built; hack/lab/chunked/build-cli.sh builds it")
-	}
-	return found[0]
 }
 
 // policyFiles are a minimal SELinux policy.

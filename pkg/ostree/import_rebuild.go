@@ -27,13 +27,6 @@ type ForeignLayer struct {
 	Meta     []MetaObject
 }
 
-// MetaObject is a dirtree or dirmeta.
-type MetaObject struct {
-	Type     object.Type
-	Checksum object.Checksum
-	Data     []byte
-}
-
 // foreignImage is where a layer of an image in the repository stands.
 type foreignImage struct {
 	layers []ImageLayerID
@@ -168,7 +161,7 @@ func (im *Import) readForeign(at foreignImage, commit object.Checksum) (*Foreign
 	}
 	for _, c := range r.order {
 		if n, ok := r.files[c]; ok {
-			l.Objects = append(l.Objects, LayerObject{c, n})
+			l.Objects = append(l.Objects, LayerObject{Checksum: c, Inode: n})
 		}
 	}
 	return l, records, nil
@@ -276,20 +269,24 @@ func (r *treeBack) hash() ([]record, error) {
 			return err
 		}
 		defer content.Close()
-		sum := sha256.New()
-		if n.Size, err = io.Copy(sum, content); err != nil {
+		sum, own := sha256.New(), sha256.New()
+		header := object.FileHeader(m.UID, m.GID, m.Mode, m.Target, fstree.New().Intern(m.Xattrs))
+		own.Write(header)
+		if n.Size, err = io.Copy(io.MultiWriter(sum, own), content); err != nil {
 			return err
 		}
 		mu.Lock()
 		defer mu.Unlock()
 		n.Mode, n.UID, n.GID, n.Target = m.Mode, m.UID, m.GID, m.Target
 		n.Xattrs = r.intern.Intern(m.Xattrs)
+		if object.Checksum(own.Sum(nil)) != c {
+			return fault.New(fault.Corrupt, "run kedge fsck", "object %s.file is not what its name says", c)
+		}
 		if !n.IsRegular() {
 			return nil
 		}
 		sum.Sum(n.Content[:0])
 		if n.Size > 0 {
-			header := object.FileHeader(n.UID, n.GID, n.Mode, "", n.Xattrs)
 			all.add(record{n.Content, hashHeader(header), c})
 		}
 		return nil

@@ -50,6 +50,8 @@ type Prepared struct {
 	AllTopLevels bool
 	// Filtered counts, by the name that decided it, what was left out.
 	Filtered map[string]int
+
+	unchanged bool // it is the base commit's tree
 }
 
 // excludedTopLevels are mount points at run time. The directories stay, what
@@ -90,7 +92,8 @@ func Prepare(tree *fstree.Tree, opts PrepareOptions) (*Prepared, error) {
 	}
 	p.filterTopLevels(opts.Base)
 	ownImplicitDirs(p.Tree, opts.Layers, opts.Base)
-	dropInjected(p.Tree)
+	dropped := dropInjected(p.Tree)
+	p.unchanged = opts.Base != nil && !opts.Derived && !dropped
 
 	if opts.Base == nil || opts.Derived {
 		policy, err := selinux.Load(treeReader{p.Tree, opts.Open})
@@ -284,16 +287,18 @@ func parentPath(p string) string {
 	return ""
 }
 
-func dropInjected(t *fstree.Tree) {
+func dropInjected(t *fstree.Tree) (dropped bool) {
 	etc := t.Lookup("usr/etc")
 	if etc == nil || !etc.IsDir() {
-		return
+		return false
 	}
 	for _, name := range []string{"hostname", "resolv.conf"} {
 		if n := etc.Lookup(name); n != nil && n.IsRegular() && n.Size == 0 {
 			etc.Remove(name)
+			dropped = true
 		}
 	}
+	return dropped
 }
 
 // finish labels the tree and puts every inode into the form in which ostree
