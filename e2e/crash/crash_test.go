@@ -1,0 +1,206 @@
+package crash
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kedge-os/kedge/e2e/offline"
+	"github.com/kedge-os/kedge/e2e/smallimage"
+	"github.com/kedge-os/kedge/internal/lab"
+)
+
+// sample is how many kill points a run takes unless KEDGE_NIGHTLY is set, which
+// takes all.
+const sample = 120
+
+// scenario is a change of a sysroot that is killed again and again.
+type scenario struct {
+	kedge  string
+	before string   // the sysroot to start from
+	argv   []string // with SYSROOT for the sysroot
+	after  string   // what an undisturbed run makes of it
+	states map[string]offline.Listing
+}
+
+func (s *scenario) command(sysroot string) []string {
+	argv := []string{s.kedge}
+	for _, a := range s.argv {
+		argv = append(argv, strings.ReplaceAll(a, "SYSROOT", sysroot))
+	}
+	return argv
+}
+
+// images writes a layout with two versions of the small OS and returns the
+// reference of a version.
+func images(t *testing.T) func(version int) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "layout")
+	smallimage.Layout(t, dir, map[string]v1.Image{
+		"v1": smallimage.New(t, "1", smallimage.OS(1)),
+		"v2": smallimage.New(t, "2", smallimage.OS(2)),
+	})
+	return func(version int) string { return fmt.Sprintf("oci:%s:v%d", dir, version) }
+}
+
+func TestSwitchKilledAtEveryChange(t *testing.T) {
+	need(t)
+	kedge, image := offline.BuildKedge(t), images(t)
+	s := scenario{kedge: kedge, before: offline.Install(t, kedge, image(1)), argv: []string{"--sysroot", "SYSROOT", "switch", image(2)}}
+	s.run(t)
+}
+
+func TestInstallKilledAtEveryChange(t *testing.T) {
+	need(t)
+	kedge, image := offline.BuildKedge(t), images(t)
+	empty := filepath.Join(t.TempDir(), "sysroot")
+	if err := os.Mkdir(empty, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := scenario{kedge: kedge, before: empty, argv: []string{"install", "to-filesystem", "--image", image(1), "--bootloader", "none", "--karg", "rw", "SYSROOT"}}
+	s.run(t)
+}
+
+func need(t *testing.T) {
+	t.Helper()
+	lab.Need(t, "ostree", "cp", "go")
+	lab.NeedRoot(t)
+}
+
+// run counts the changes of an undisturbed run, then kills one run at each.
+func (s *scenario) run(t *testing.T) {
+	s.after = offline.Copy(t, s.before)
+	whole, err := Trace(s.after, 0, s.command(s.after)...)
+	if err != nil || whole.Exit != 0 {
+		t.Fatalf("the undisturbed run: exit %d, %v\n%s", whole.Exit, err, whole.Output)
+	}
+	s.states = map[string]offline.Listing{}
+	for _, sysroot := range []string{s.before, s.after} {
+		for _, d := range deployments(t, s.kedge, sysroot) {
+			s.states[d.Dir()] = offline.List(t, sysroot+d.Dir())
+		}
+	}
+	// Twice the same is the least to ask of "as an uninterrupted run".
+	again := offline.Copy(t, s.before)
+	offline.Run(t, s.command(again)...)
+	if d := offline.Differences(s.leftBy(t, again), s.leftBy(t, s.after)); d != "" {
+		t.Fatalf("two undisturbed runs differ:%s", d)
+	}
+	points := killPoints(whole.Calls)
+	t.Logf("%d changes, killed at %d of them", len(whole.Calls), len(points))
+	for _, k := range points {
+		t.Run(fmt.Sprintf("%04d-%s", k, whole.Calls[k-1].Name), func(t *testing.T) {
+			t.Parallel()
+			s.kill(t, k)
+		})
+	}
+}
+
+// deployments are those of the sysroot; a directory without a repository has
+// none yet.
+func deployments(t testing.TB, kedge, sysroot string) []offline.Deployment {
+	t.Helper()
+	if _, err := os.Stat(sysroot + "/boot/loader"); err != nil {
+		return nil
+	}
+	return offline.KedgeDeployments(t, kedge, sysroot)
+}
+
+// killPoints takes every change where there are few, and of more all that
+// happen outside of the object store and the deployments' files, which are
+// alike, and as many of the others as fit.
+func killPoints(calls []Call) []int {
+	var few, alike []int
+	for i, c := range calls {
+		if bulk(c.Path) {
+			alike = append(alike, i+1)
+		} else {
+			few = append(few, i+1)
+		}
+	}
+	if os.Getenv("KEDGE_NIGHTLY") == "" {
+		few, alike = spread(few, sample*2/3), spread(alike, sample/3)
+	}
+	return append(few, alike...)
+}
+
+func bulk(path string) bool {
+	for _, part := range []string{"/ostree/repo/objects/", "/ostree/repo/staging", "/ostree/repo/tmp/", "/usr/", "/etc/"} {
+		if strings.Contains(path, part) {
+			return true
+		}
+	}
+	return false
+}
+
+// spread picks n of all, evenly, the first and the last among them.
+func spread(all []int, n int) []int {
+	if len(all) <= n {
+		return all
+	}
+	some := make([]int, 0, n)
+	for i := range n {
+		some = append(some, all[i*(len(all)-1)/(n-1)])
+	}
+	return some
+}
+
+// kill makes one run, killed at change k, and checks what it left and what the
+// next run makes of that.
+func (s *scenario) kill(t *testing.T, k int) {
+	sysroot := offline.Copy(t, s.before)
+	run, err := Trace(sysroot, k, s.command(sysroot)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !run.Killed {
+		t.Logf("this run made only %d changes", len(run.Calls))
+	} else {
+		t.Logf("killed at %s", run.Calls[len(run.Calls)-1])
+	}
+	if _, err := os.Stat(s.before + "/boot/loader"); err == nil {
+		s.checkBootable(t, sysroot)
+	}
+	offline.Run(t, s.command(sysroot)...)
+	s.checkBootable(t, sysroot)
+	if d := offline.Differences(s.leftBy(t, sysroot), s.leftBy(t, s.after)); d != "" {
+		t.Errorf("killed at %s, the rerun does not lead to what an undisturbed run does:%s", run.Calls[len(run.Calls)-1], d)
+	}
+}
+
+// checkBootable holds libostree, kedge and the boot entries against each other
+// and the default deployment against the whole one.
+func (s *scenario) checkBootable(t *testing.T, sysroot string) {
+	t.Helper()
+	theirs, ours := offline.OSTreeDeployments(t, sysroot), offline.KedgeDeployments(t, s.kedge, sysroot)
+	if fmt.Sprint(theirs) != fmt.Sprint(ours) || len(theirs) == 0 {
+		t.Fatalf("ostree admin status sees %v, kedge status %v", theirs, ours)
+	}
+	next := offline.BootDefault(t, sysroot)
+	if next != theirs[0].Dir() {
+		t.Errorf("the boot entry leads to %s, ostree admin status says %s", next, theirs[0].Dir())
+	}
+	for _, d := range theirs {
+		whole, ok := s.states[d.Dir()]
+		if !ok {
+			t.Errorf("deployment %s is none of the undisturbed run", d.Dir())
+		} else if diff := offline.Differences(offline.List(t, sysroot+d.Dir()), whole); diff != "" {
+			t.Errorf("deployment %s is not whole:%s", d.Dir(), diff)
+		}
+	}
+	offline.Run(t, "ostree", "fsck", "--quiet", "--repo="+sysroot+"/ostree/repo")
+}
+
+// leftBy lists a sysroot without what differs from run to run by design: the
+// times in the history, and which of the two link farms is in use.
+func (s *scenario) leftBy(t *testing.T, sysroot string) offline.Listing {
+	t.Helper()
+	l := offline.List(t, sysroot)
+	maps.DeleteFunc(l, func(path, _ string) bool { return strings.HasPrefix(path, "/ostree/kedge/history") })
+	return l
+}
