@@ -183,3 +183,103 @@ func sameTimes(t *testing.T, theirs, ours *world, d *Deployment) {
 		}
 	}
 }
+
+// TestTakingTurns lets ostree and kedge work on one sysroot one after the
+// other: each continues what the other left.
+func TestTakingTurns(t *testing.T) {
+	ctx := context.Background()
+	for _, o := range oracles(t) {
+		t.Run(o.name, func(t *testing.T) {
+			w := newWorld(t)
+			o.admin(w, "os-init", "os")
+			c := []string{w.commit(osTree("k1"), "1"), w.commit(osTree("k2"), "2"), w.commit(osTree("k3"), "3"), w.commit(osTree("k3"), "4")}
+			for i, sum := range c {
+				must(t, w.repo.SetRefs(ctx, map[string]string{fmt.Sprintf("images/%d", i): sum}))
+			}
+			o.admin(w, "deploy", "--os=os", "--karg-append=quiet", c[0])
+			expect := func(s *Sysroot, want ...string) {
+				t.Helper()
+				must(t, s.Load())
+				var got []string
+				for _, d := range s.Deployments() {
+					got = append(got, d.Checksum)
+				}
+				if !slices.Equal(got, want) {
+					t.Fatalf("kedge lists %v, want %v", got, want)
+				}
+				status := o.admin(w, "status")
+				at := -1
+				for _, sum := range want {
+					next := strings.Index(status[at+1:], sum)
+					if next < 0 {
+						t.Fatalf("ostree does not list %v in this order:\n%s", want, status)
+					}
+					at += 1 + next
+				}
+			}
+			s := w.open()
+			expect(s, c[0])
+			must(t, os.WriteFile(filepath.Join(w.dir, s.Deployments()[0].Dir(), "etc/mine"), []byte("1"), 0o644))
+			second := w.deploy(s, c[1], "os")
+			expect(s, c[1], c[0])
+			if got := second.Kargs().String(); got != "quiet" {
+				t.Errorf("kernel arguments = %q, want those of ostree's deployment", got)
+			}
+			s.Unlock()
+			o.admin(w, "deploy", "--os=os", c[2])
+			must(t, s.Lock(ctx))
+			expect(s, c[2], c[1])
+			if got := w.read(s.Deployments()[0].Dir() + "/etc/mine"); got != "1" {
+				t.Errorf("/etc/mine through both = %q, want it kept", got)
+			}
+			w.deploy(s, c[3], "os")
+			expect(s, c[3], c[2])
+			s.Unlock()
+			o.admin(w, "undeploy", "0")
+			o.admin(w, "cleanup")
+			must(t, s.Lock(ctx))
+			expect(s, c[2])
+			must(t, s.SetPinned(s.Deployments()[0], true))
+			if status := o.admin(w, "status"); !strings.Contains(status, "Pinned: yes") {
+				t.Errorf("ostree does not see the pin:\n%s", status)
+			}
+			w.deploy(s, c[0], "os")
+			w.deploy(s, c[1], "os")
+			expect(s, c[1], c[0], c[2])
+			must(t, s.InitStateroot("other"))
+			w.deploy(s, c[0], "other")
+			expect(s, c[0], c[1], c[0], c[2])
+			if title := s.Deployments()[1].Title(); title != "Test OS 2 (ostree:os:1)" {
+				t.Errorf("title with two stateroots = %q", title)
+			}
+			s.Unlock()
+			o.admin(w, "pin", "--unpin", "3")
+			o.admin(w, "undeploy", "2")
+			o.admin(w, "cleanup")
+			must(t, s.Lock(ctx))
+			expect(s, c[0], c[1], c[2])
+			if s.Deployments()[2].Pinned() {
+				t.Error("kedge still sees the pin that ostree took away")
+			}
+			before := snapshot(t, w.dir)
+			must(t, s.Cleanup(ctx))
+			for name, text := range snapshot(t, w.dir) {
+				if before[name] != text {
+					t.Errorf("kedge's cleanup after ostree's changed %s: %s", name, text)
+				}
+			}
+			must(t, s.Write(ctx, s.Without(s.Deployments()[0])))
+			must(t, s.Cleanup(ctx))
+			run(t, "ostree", "fsck", "--repo="+w.repo.path)
+			before = snapshot(t, w.dir)
+			s.Unlock()
+			o.admin(w, "cleanup")
+			after := snapshot(t, w.dir)
+			delete(before, "ostree/lock")
+			delete(after, "ostree/lock")
+			if diff := cmp.Diff(before, after); diff != "" {
+				t.Errorf("ostree's cleanup after kedge's changed something:\n%s", diff)
+			}
+		})
+	}
+}
