@@ -119,3 +119,53 @@ type Error struct {
 	Message string `json:"message"`
 	Hint    string `json:"hint"`
 }
+
+// Result is what an operation that changes the deployments did.
+type Result struct {
+	Operation string `json:"operation"`
+	// Changed is false where the host already was as asked.
+	Changed bool `json:"changed"`
+	// Staged says that the change takes effect at shutdown, not at once.
+	Staged bool `json:"staged"`
+	// DownloadOnly says that the staged change waits for --from-downloaded.
+	DownloadOnly bool `json:"downloadOnly"`
+	// ID and Image are the deployment that the next boot takes.
+	ID    string       `json:"id,omitempty"`
+	Image *ImageStatus `json:"image"`
+	Kargs []string     `json:"kargs,omitempty"`
+	// Warnings are things to know that did not stop the operation.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// FileChange is one path that differs between two roots.
+type FileChange struct {
+	Path string `json:"path"`
+	// Change is added, removed, content, metadata or type.
+	Change string `json:"change"`
+}
+
+// StoredImage is an image that this host's store holds.
+type StoredImage struct {
+	Image   string `json:"image"`
+	Digest  string `json:"digest"`
+	Version string `json:"version,omitempty"`
+	Layers  int    `json:"layers"`
+	// Size is the compressed size of all layers in bytes.
+	Size int64 `json:"size"`
+	// Deployments are the IDs of the deployments made from it.
+	Deployments []string `json:"deployments"`
+}
+
+// Check is the outcome of an integrity check.
+type Check struct {
+	Objects     int      `json:"objects"`
+	Deployments int      `json:"deployments"`
+	Problems    []string `json:"problems"`
+}
+
+// Cleanup is what a clean-up removed.
+type Cleanup struct {
+	Deployments []string `json:"deployments"`
+	Objects     int      `json:"objects"`
+	Bytes       int64    `json:"bytes"`
+}

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+func cmdDiff(e *env) *cli.Command {
+	var files bool
+	return &cli.Command{
+		Name:      "diff",
+		Usage:     "show what differs between two deployments or images",
+		ArgsUsage: "[A] [B]",
+		Description: "A and B are an index of status, a digest, a version, or an image that this host has.\n" +
+			"Without B, A is compared with what the next boot takes; without both, the booted (or\n" +
+			"previous) deployment is compared with it. Compares the images' files: changes made to\n" +
+			"/etc on this host and /var are not part of it.\n\n" +
+			"Each line is a letter and a path: A added, R removed, C content, M owner, mode or xattrs,\n" +
+			"T type.",
+		UsageText: "kedge diff --files 1 0",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "files", Usage: "compare files (what diff does without a flag too)", Destination: &files},
+		},
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 2 {
+				return fault.New(fault.Usage, "kedge diff --help shows what it takes", "diff: unexpected operand %q", c.Args().Get(2))
+			}
+			return runDiff(c.Context, e, c.Args().Get(0), c.Args().Get(1))
+		},
+	}
+}
+
+func runDiff(ctx context.Context, e *env, a, b string) error {
+	h, err := e.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	changes, err := h.Diff(ctx, a, b)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(changes)
+	}
+	letters := map[string]string{"added": "A", "removed": "R", "content": "C", "metadata": "M", "type": "T"}
+	var out strings.Builder
+	for _, c := range changes {
+		fmt.Fprintf(&out, "%s %s\n", letters[c.Change], oneLine(c.Path))
+	}
+	return e.write([]byte(out.String()))
+}

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+)
+
+func cmdHistory(e *env) *cli.Command {
+	return &cli.Command{
+		Name:        "history",
+		Usage:       "show every change of the deployments, newest first",
+		Description: "Read from /ostree/kedge/history of the sysroot, which each change adds a line to.",
+		UsageText:   "kedge history --json",
+		Action: func(c *cli.Context) error {
+			if err := noOperands(c); err != nil {
+				return err
+			}
+			return runHistory(c.Context, e)
+		},
+	}
+}
+
+func runHistory(ctx context.Context, e *env) error {
+	h, err := e.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	entries, err := h.History(ctx)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(entries)
+	}
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	for _, h := range entries {
+		digest := strings.TrimPrefix(h.Digest, "sha256:")
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", h.Time.UTC().Format(time.DateTime), h.Verb, h.Result,
+			oneLine(h.Image), oneLine(h.Version), digest[:min(12, len(digest))])
+	}
+	_ = w.Flush() // a strings.Builder takes everything
+	return e.write([]byte(b.String()))
+}

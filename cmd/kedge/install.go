@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/host"
+)
+
+type installOptions struct {
+	host.InstallOptions
+	Kargs cli.StringSlice
+}
+
+func (o *installOptions) AddFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "image", Usage: "install `IMAGE`", Destination: &o.Image},
+		&cli.StringFlag{Name: "transport", Usage: "read IMAGE with `TRANSPORT`: registry, oci, oci-archive, dir or containers-storage", Destination: &o.Transport},
+		&cli.StringFlag{Name: "target-image", Usage: "record `REF` as what upgrades follow, instead of IMAGE", Destination: &o.TargetImage},
+		&cli.BoolFlag{Name: "enforce-sigpolicy", Usage: "demand that policy.json asks for a signature, from here on", Destination: &o.EnforceSigpolicy},
+		&cli.StringFlag{Name: "stateroot", Value: "default", Usage: "keep /var in stateroot `NAME`", Destination: &o.Stateroot},
+		&cli.StringSliceFlag{Name: "karg", Usage: "boot with kernel argument `K=V`; may be repeated", Destination: &o.Kargs},
+		&cli.StringFlag{Name: "bootloader", Value: "none", Usage: "install boot loader `NAME`: none", Destination: &o.Bootloader},
+		&cli.StringFlag{Name: "backend", Value: "ostree", Usage: "keep roots in store `NAME`: ostree", Destination: &o.Backend},
+	}
+}
+
+func cmdInstall(e *env) *cli.Command {
+	var opts installOptions
+	return &cli.Command{
+		Name:        "install",
+		Usage:       "install a host from an image",
+		Description: "Puts an image on file systems that are mounted at a directory.",
+		UsageText:   "kedge install to-filesystem --image registry.example/os:stable /mnt",
+		Subcommands: []*cli.Command{{
+			Name:      "to-filesystem",
+			Usage:     "install to mounted file systems",
+			ArgsUsage: "DIR",
+			Description: "DIR is the root of the host to be: an empty directory or mount point, with /boot mounted\n" +
+				"below it where it is to be a file system of its own. With --bootloader none, boot entries\n" +
+				"are written to DIR/boot/loader and nothing reads them yet: bring your own loader.\n\n" +
+				"The kernel finds its root by the arguments given with --karg and by those in the image's\n" +
+				"/usr/lib/bootc/kargs.d and /usr/lib/kedge/kargs.d.",
+			UsageText: "kedge install to-filesystem --image oci:/srv/os:stable --target-image registry.example/os:stable --karg root=LABEL=root --karg rw /mnt",
+			Flags:     opts.AddFlags(),
+			Action: func(c *cli.Context) error {
+				dir, err := oneOperand(c, "DIR")
+				if err != nil {
+					return err
+				}
+				opts.Dir = dir
+				opts.InstallOptions.Kargs = opts.Kargs.Value()
+				return runInstall(c.Context, e, opts.InstallOptions)
+			},
+		}},
+	}
+}
+
+func runInstall(ctx context.Context, e *env, opts host.InstallOptions) error {
+	if opts.Image == "" {
+		return fault.New(fault.Usage, "say what to install: --image registry.example/os:stable", "install: --image is missing")
+	}
+	p, err := e.newProgress()
+	if err != nil {
+		return err
+	}
+	cfg := e.config()
+	cfg.Progress = p
+	cfg.Sysroot = opts.Dir
+	r, err := host.Install(ctx, cfg, opts)
+	p.Close(err == nil)
+	if err != nil {
+		return err
+	}
+	e.sysroot = opts.Dir
+	return e.printResult(r)
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/host"
+)
+
+type kargsOptions struct {
+	Append, Delete, Replace cli.StringSlice
+	Apply                   bool
+	Unchanged77             bool
+}
+
+func (o *kargsOptions) AddFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringSliceFlag{Name: "append", Usage: "add `K=V` at the end", Destination: &o.Append},
+		&cli.StringSliceFlag{Name: "delete", Usage: "take `K=V` away; K alone where it is there once", Destination: &o.Delete},
+		&cli.StringSliceFlag{Name: "replace", Usage: "change `K=V=NEW`; K=NEW where K is there once", Destination: &o.Replace},
+		&cli.BoolFlag{Name: "apply", Usage: "reboot into the change", Destination: &o.Apply},
+		&cli.BoolFlag{Name: "unchanged-exit-77", Usage: "exit with 77 where nothing changed", Destination: &o.Unchanged77},
+	}
+}
+
+func cmdKargs(e *env) *cli.Command {
+	var opts kargsOptions
+	return &cli.Command{
+		Name:  "kargs",
+		Usage: "show or change kernel arguments",
+		Description: "Without a flag, prints the kernel arguments of the deployment that the next boot takes.\n" +
+			"A change makes a new deployment of the same image; rollback leads back.",
+		UsageText: "kedge kargs --append console=ttyS0,115200 --delete quiet",
+		Flags:     opts.AddFlags(),
+		Action: func(c *cli.Context) error {
+			if err := noOperands(c); err != nil {
+				return err
+			}
+			return runKargs(c.Context, e, opts)
+		},
+	}
+}
+
+func runKargs(ctx context.Context, e *env, opts kargsOptions) error {
+	edit := host.KargsOptions{Append: opts.Append.Value(), Delete: opts.Delete.Value(), Replace: opts.Replace.Value()}
+	if edit.Empty() {
+		return showKargs(ctx, e)
+	}
+	var result *v1.Result
+	err := e.change(ctx, opts.Apply, func(ctx context.Context, h *host.Host) (r *v1.Result, err error) {
+		result, err = h.Kargs(ctx, edit)
+		return result, err
+	})
+	if err != nil {
+		return err
+	}
+	return unchanged(result, opts.Unchanged77)
+}
+
+func showKargs(ctx context.Context, e *env) error {
+	h, err := e.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	kargs, err := h.ShowKargs(ctx)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(kargs)
+	}
+	return e.printf("%s\n", oneLine(strings.Join(kargs, " ")))
+}

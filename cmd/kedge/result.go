@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/internal/mountns"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/host"
+)
+
+// config is how pkg/host is to work for this command line.
+func (e *env) config() host.Config {
+	return host.Config{Sysroot: e.sysroot, Log: e.log}
+}
+
+// enter gives this process mounts of its own on a booted host, where /sysroot
+// and /boot may be read-only for everybody else. The program starts again
+// there, so nothing may have been done before.
+func (e *env) enter() error {
+	if _, err := os.Stat("/run/ostree-booted"); err != nil {
+		return nil
+	}
+	return mountns.Enter()
+}
+
+// open opens the host to read it, or to change it.
+func (e *env) open(ctx context.Context, write bool) (*host.Host, error) {
+	cfg := e.config()
+	if write {
+		if err := e.enter(); err != nil {
+			return nil, err
+		}
+		cfg.Write = true
+	}
+	return host.Open(ctx, cfg)
+}
+
+// change opens the host, runs one operation with progress, prints its result
+// and, where asked to, reboots into it.
+func (e *env) change(ctx context.Context, reboot bool, op func(context.Context, *host.Host) (*v1.Result, error)) error {
+	if err := e.enter(); err != nil {
+		return err
+	}
+	p, err := e.newProgress()
+	if err != nil {
+		return err
+	}
+	cfg := e.config()
+	cfg.Progress, cfg.Write = p, true
+	h, err := host.Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if reboot && !h.Booted() {
+		return fault.New(fault.Usage, "leave --apply out", "--apply: %s is not booted", e.sysroot)
+	}
+	r, err := op(ctx, h)
+	p.Close(err == nil)
+	if err != nil {
+		return err
+	}
+	if err := e.printResult(r); err != nil {
+		return err
+	}
+	if reboot && r.Changed && !r.DownloadOnly {
+		// The operation is done; a Ctrl-C now may still keep the host from
+		// rebooting.
+		return h.Reboot(ctx)
+	}
+	return nil
+}
+
+func (e *env) printResult(r *v1.Result) error {
+	if e.json {
+		return e.printJSON(r)
+	}
+	for _, w := range r.Warnings {
+		fmt.Fprintf(e.stderr, "%s %s\n", e.paint(bold+yellow, "warning:"), oneLine(w))
+	}
+	return e.printf("%s\n", resultText(e.sysroot, r))
+}
+
+func resultText(sysroot string, r *v1.Result) string {
+	what := r.ID
+	if r.Image != nil {
+		what = strings.TrimSpace(imageName(r.Image.Image)+" "+deref(r.Image.Version)) + " (" + r.Image.ImageDigest + ")"
+	}
+	what = oneLine(what)
+	switch {
+	case !r.Changed:
+		return "No change: " + what + "."
+	case r.DownloadOnly:
+		return "Downloaded " + what + ". Run `kedge upgrade --from-downloaded` to boot it next."
+	case r.Staged:
+		return "Staged " + what + ". It takes effect at the next reboot."
+	case sysroot == "/" || sysroot == "":
+		return "The next boot takes " + what + "."
+	}
+	return "The next boot of " + sysroot + " takes " + what + "."
+}
+
+// unchanged turns an operation that changed nothing into exit status 77 where
+// that was asked for.
+func unchanged(r *v1.Result, asked bool) error {
+	if asked && !r.Changed {
+		return fault.New(fault.Unchanged, "", "nothing changed")
+	}
+	return nil
+}

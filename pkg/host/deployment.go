@@ -1,0 +1,109 @@
+package host
+
+import (
+	"slices"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/ocibridge"
+)
+
+// deployment is a root that boots, as every store has it.
+type deployment struct {
+	id        string
+	index     int
+	root      string // what the store calls the root: of ostree, the commit
+	stateroot string
+	serial    int
+
+	booted       bool
+	staged       bool
+	foreign      bool // staged by another program
+	downloadOnly bool // staged, and not to be finalised
+	pinned       bool
+
+	origin origin
+	image  *imageInfo // nil: no container image
+	kargs  []string
+}
+
+// origin is what was asked for.
+type origin struct {
+	text string // container-image-reference as it stands there
+	ref  *ocibridge.Reference
+	// refspec is what a host without container images follows.
+	refspec string
+	// incompatible names groups that bootc does not understand.
+	incompatible bool
+	packages     *v1.Packages
+}
+
+// deployments is the boot menu: what boots next comes first, a staged one
+// before all.
+type deployments []*deployment
+
+func (l deployments) find(match func(*deployment) bool) *deployment {
+	if i := slices.IndexFunc(l, match); i >= 0 {
+		return l[i]
+	}
+	return nil
+}
+
+func (l deployments) booted() *deployment {
+	return l.find(func(d *deployment) bool { return d.booted })
+}
+
+func (l deployments) staged() *deployment {
+	return l.find(func(d *deployment) bool { return d.staged })
+}
+
+// next returns what the next boot takes; nil where nothing is deployed.
+func (l deployments) next() *deployment {
+	return l.find(func(d *deployment) bool { return !d.downloadOnly })
+}
+
+// followed returns the deployment whose intent an operation continues: what is
+// staged was asked for last; else what runs, even where a rollback is queued;
+// on a sysroot that is not booted, the default.
+func (l deployments) followed() *deployment {
+	for _, d := range []*deployment{l.staged(), l.booted()} {
+		if d != nil {
+			return d
+		}
+	}
+	return l.next()
+}
+
+// rollback returns where a rollback leads: the first deployment, in boot order,
+// of the same stateroot that is neither staged nor the current one. Where it
+// comes before the booted one, a rollback is queued.
+func (l deployments) rollback() *deployment {
+	current := l.current()
+	if current == nil {
+		return nil
+	}
+	return l.find(func(d *deployment) bool { return !d.staged && d != current && d.stateroot == current.stateroot })
+}
+
+// current returns what runs, or on a sysroot that is not booted would run.
+func (l deployments) current() *deployment {
+	if b := l.booted(); b != nil {
+		return b
+	}
+	return l.find(func(d *deployment) bool { return !d.staged })
+}
+
+func (l deployments) at(index int) (*deployment, error) {
+	if d := l.find(func(d *deployment) bool { return d.index == index }); d != nil {
+		return d, nil
+	}
+	return nil, fault.New(fault.NotFound, "kedge status shows the index of each deployment", "there is no deployment with index %d", index)
+}
+
+// status returns the image as the API has it; nil where there is none.
+func (d *deployment) status() *v1.ImageStatus {
+	if d.image == nil || d.origin.ref == nil {
+		return nil
+	}
+	return d.image.status(*d.origin.ref)
+}

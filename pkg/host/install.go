@@ -1,0 +1,151 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/boot/karg"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/ocibridge"
+)
+
+// InstallOptions are what Install can be told.
+type InstallOptions struct {
+	Dir              string // the root of the host to be
+	Image            string
+	Transport        string // of an Image without one; "" is registry
+	TargetImage      string // what upgrades follow; "" is Image
+	EnforceSigpolicy bool
+	Stateroot        string
+	Kargs            []string
+	Bootloader       string
+	Backend          string
+}
+
+func (o InstallOptions) check() error {
+	if o.Backend != "" && o.Backend != "ostree" {
+		return fault.New(fault.Usage, "use --backend ostree", "backend %q: this version of kedge installs the ostree backend only", o.Backend)
+	}
+	if o.Bootloader != "" && o.Bootloader != "none" {
+		return fault.New(fault.Usage, "use --bootloader none and install a boot loader that reads /boot/loader/entries",
+			"boot loader %q: this version of kedge installs none", o.Bootloader)
+	}
+	return checkKargs(o.Kargs)
+}
+
+// Install makes the directory cfg.Sysroot a sysroot that boots an image. A
+// sysroot that has deployments already is a Conflict; what an interrupted
+// installation left is continued. The commit point is boot.Write's.
+func Install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, error) {
+	r, err := install(ctx, cfg.withDefaults(), o)
+	return r, wrap("install", err)
+}
+
+func install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, error) {
+	if o.Stateroot == "" {
+		o.Stateroot = "default"
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	fetch, err := reference(o.Image, o.Transport, o.EnforceSigpolicy)
+	if err != nil {
+		return nil, err
+	}
+	follow := fetch
+	if o.TargetImage != "" {
+		if follow, err = reference(o.TargetImage, "", o.EnforceSigpolicy); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkTarget(cfg.Sysroot); err != nil {
+		return nil, err
+	}
+	// Nothing is written before the image is known to exist, to be allowed, and
+	// to fit.
+	src, err := ocibridge.Open(ctx, fetch, cfg.Images)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	if err := initialise(cfg.Sysroot); err != nil {
+		return nil, err
+	}
+	h, err := Open(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	return h.install(ctx, src, follow, o)
+}
+
+func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibridge.Reference, o InstallOptions) (*v1.Result, error) {
+	unlock, err := h.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	list, err := h.store.Deployments()
+	if err != nil {
+		return nil, err
+	}
+	if len(list) > 0 || h.Booted() {
+		return nil, fault.New(fault.Conflict, "kedge switch moves an installed host to another image", "%s has deployments already", h.cfg.Sysroot)
+	}
+	info, err := sourceInfo(src)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSpace(h.space(nil, info)); err != nil {
+		return nil, err
+	}
+	root, err := h.store.Import(ctx, src, follow)
+	if err != nil {
+		return nil, err
+	}
+	h.cfg.Progress.Step(v1.TaskStaging, "Deploying the image")
+	if err := h.store.InitStateroot(o.Stateroot); err != nil {
+		return nil, err
+	}
+	r := deployRequest{root: root, ref: &follow, stateroot: o.Stateroot, kargs: karg.Args{}.Append(o.Kargs...)}
+	return h.deploy(ctx, "install", list, r)
+}
+
+// checkTarget refuses a directory in which something lives that is neither a
+// sysroot nor a file system's own.
+func checkTarget(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.NotFound, "make the directory, or mount the root file system there", "%s does not exist", dir)
+	}
+	if err != nil {
+		return fault.New(fault.KindOf(err), "", "read %s: %w", dir, err)
+	}
+	for _, e := range entries {
+		switch e.Name() {
+		case "lost+found", "boot", "ostree", "efi":
+		default:
+			return fault.New(fault.Conflict, "use an empty directory or a file system that was just made",
+				"%s is not empty: it has %s", dir, e.Name())
+		}
+	}
+	boot := filepath.Join(dir, "boot")
+	entries, err = os.ReadDir(boot)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if _, err := os.Stat(filepath.Join(dir, "ostree")); err == nil {
+			break
+		}
+		if strings.HasPrefix(e.Name(), "vmlinuz") || strings.HasPrefix(e.Name(), "initr") {
+			return fault.New(fault.Conflict, "use a /boot file system that was just made", "%s has another system's kernel %s", boot, e.Name())
+		}
+	}
+	return err
+}

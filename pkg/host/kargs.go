@@ -1,0 +1,105 @@
+package host
+
+import (
+	"context"
+	"slices"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/boot/karg"
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// KargsOptions are edits of kernel arguments, done in the order: delete,
+// replace, append.
+type KargsOptions struct {
+	Append  []string // "key=value" or "key"
+	Delete  []string // "key=value", or "key" where it stands once
+	Replace []string // "key=old=new", or "key=new" where it stands once
+}
+
+// Empty reports whether there is nothing to do.
+func (o KargsOptions) Empty() bool { return len(o.Append)+len(o.Delete)+len(o.Replace) == 0 }
+
+// ShowKargs returns the arguments that the next boot has, without ostree=.
+func (h *Host) ShowKargs(context.Context) ([]string, error) {
+	list, err := h.store.Deployments()
+	if err != nil {
+		return nil, wrap("kargs", err)
+	}
+	d := list.followed()
+	if d == nil {
+		return nil, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "kargs: nothing is deployed in %s", h.cfg.Sysroot)
+	}
+	return d.kargs, nil
+}
+
+// Kargs makes a new deployment of the same image with other kernel arguments.
+func (h *Host) Kargs(ctx context.Context, o KargsOptions) (*v1.Result, error) {
+	r, err := h.editKargs(ctx, o)
+	return r, wrap("kargs", err)
+}
+
+func (h *Host) editKargs(ctx context.Context, o KargsOptions) (*v1.Result, error) {
+	unlock, err := h.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	list, err := h.store.Deployments()
+	if err != nil {
+		return nil, err
+	}
+	base := list.followed()
+	switch {
+	case base == nil:
+		return nil, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
+	case base.foreign:
+		return nil, h.changeable(list)
+	}
+	args, err := o.apply(base.kargs)
+	if err != nil {
+		return nil, err
+	}
+	if slices.Equal(args, base.kargs) {
+		return &v1.Result{Operation: "kargs", ID: base.id, Image: base.status(), Staged: base.staged, Kargs: args}, nil
+	}
+	h.cfg.Progress.Step(v1.TaskStaging, "Deploying the same image with other kernel arguments")
+	r, err := h.deploy(ctx, "kargs", list, deployRequest{root: base.root, base: base, stateroot: base.stateroot, kargs: args, hold: base.downloadOnly})
+	if err != nil {
+		return nil, err
+	}
+	r.Kargs = args
+	return r, nil
+}
+
+func (o KargsOptions) apply(args karg.Args) (karg.Args, error) {
+	if err := checkKargs(slices.Concat(o.Append, o.Delete, o.Replace)); err != nil {
+		return nil, err
+	}
+	var err error
+	for _, a := range o.Delete {
+		if args, err = args.Delete(a); err != nil {
+			return nil, err
+		}
+	}
+	for _, a := range o.Replace {
+		if args, err = args.Replace(a); err != nil {
+			return nil, err
+		}
+	}
+	return args.Append(o.Append...), nil
+}
+
+// checkKargs refuses what would not come back from a boot entry as it was
+// given, or would break the boot entry's link to its root.
+func checkKargs(list []string) error {
+	for _, a := range list {
+		switch {
+		case len(karg.Parse(a)) != 1 || karg.Parse(a)[0] != a:
+			return fault.New(fault.Usage, `put quotes around a value with spaces: --append 'key="a b"'`, "%q is not one kernel argument", a)
+		case karg.Key(a) == "ostree":
+			return fault.New(fault.Usage, "kedge sets it for each deployment", "the kernel argument ostree= cannot be edited")
+		}
+	}
+	return nil
+}

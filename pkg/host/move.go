@@ -1,0 +1,257 @@
+package host
+
+import (
+	"context"
+	"fmt"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/ocibridge"
+)
+
+// SwitchOptions are what Switch can be told.
+type SwitchOptions struct {
+	Image     string // as the command line has it
+	Transport string // of an Image without one; "" is registry
+	// Retain pins the deployment that was the default.
+	Retain bool
+	// DownloadOnly stages and does not let shutdown finalise it.
+	DownloadOnly bool
+	// EnforceSigpolicy demands a signature, at every upgrade too.
+	EnforceSigpolicy bool
+}
+
+// Switch makes another image what the next boot takes, and what upgrades
+// follow.
+func (h *Host) Switch(ctx context.Context, o SwitchOptions) (*v1.Result, error) {
+	ref, err := reference(o.Image, o.Transport, o.EnforceSigpolicy)
+	if err != nil {
+		return nil, wrap("switch", err)
+	}
+	r, err := h.move(ctx, move{verb: "switch", fetch: ref, follow: ref, hold: o.DownloadOnly, retain: o.Retain})
+	return r, wrap("switch", err)
+}
+
+// UpgradeOptions are what Upgrade can be told.
+type UpgradeOptions struct {
+	Tag            string // follow this tag of the same repository
+	DownloadOnly   bool
+	FromDownloaded bool // release what DownloadOnly staged; no network
+}
+
+// Upgrade moves to the newest digest behind the reference in the origin.
+func (h *Host) Upgrade(ctx context.Context, o UpgradeOptions) (*v1.Result, error) {
+	if o.FromDownloaded {
+		r, err := h.release(ctx)
+		return r, wrap("upgrade", err)
+	}
+	ref, err := h.followedRef(o.Tag)
+	if err != nil {
+		return nil, wrap("upgrade", err)
+	}
+	r, err := h.move(ctx, move{verb: "upgrade", fetch: ref, follow: ref, hold: o.DownloadOnly})
+	return r, wrap("upgrade", err)
+}
+
+// CheckUpgrade says whether an upgrade would change anything. It reads the
+// manifest and the config, and writes nothing.
+func (h *Host) CheckUpgrade(ctx context.Context, tag string) (*v1.Result, error) {
+	ref, err := h.followedRef(tag)
+	if err != nil {
+		return nil, wrap("upgrade", err)
+	}
+	list, err := h.store.Deployments()
+	if err != nil {
+		return nil, wrap("upgrade", err)
+	}
+	info, err := h.resolve(ctx, ref)
+	if err != nil {
+		return nil, wrap("upgrade", err)
+	}
+	r := &v1.Result{Operation: "upgrade", Image: info.status(ref)}
+	target := list.followed()
+	r.Changed = !isAt(target, ref, info.digest)
+	if !r.Changed {
+		r.ID = target.id
+	}
+	return r, nil
+}
+
+func (h *Host) resolve(ctx context.Context, ref ocibridge.Reference) (*imageInfo, error) {
+	src, err := ocibridge.Open(ctx, ref, h.cfg.Images)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	return sourceInfo(src)
+}
+
+// followedRef returns the reference that upgrades follow, at another tag if
+// one is given.
+func (h *Host) followedRef(tag string) (ref ocibridge.Reference, err error) {
+	list, err := h.store.Deployments()
+	if err != nil {
+		return ref, err
+	}
+	d := list.followed()
+	if d == nil {
+		return ref, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
+	}
+	if d.origin.ref == nil {
+		hint := "kedge switch IMAGE makes it follow one"
+		if d.origin.text != "" {
+			return ref, fault.New(fault.Corrupt, hint, "the origin of %s has a reference that cannot be read: %q", d.id, d.origin.text)
+		}
+		return ref, fault.New(fault.Conflict, hint, "the deployment %s follows no container image", d.id)
+	}
+	if tag == "" {
+		return *d.origin.ref, nil
+	}
+	return d.origin.ref.WithTag(tag)
+}
+
+// move is a change to another image.
+type move struct {
+	verb   string
+	fetch  ocibridge.Reference // where the image is read from
+	follow ocibridge.Reference // what the origin records
+	hold   bool
+	retain bool
+}
+
+// move fetches an image and deploys it. The lock is taken only after the
+// manifest was read, so that a slow registry keeps nobody out, and everything
+// that was decided before is decided on what is on disk then.
+func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
+	src, err := ocibridge.Open(ctx, m.fetch, h.cfg.Images)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	info, err := sourceInfo(src)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := h.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	list, err := h.store.Deployments()
+	if err != nil {
+		return nil, err
+	}
+	base := list.followed()
+	if err := h.changeable(list); err != nil {
+		return nil, err
+	}
+	if isAt(base, m.follow, info.digest) && base.downloadOnly == m.hold && !m.retain {
+		return &v1.Result{Operation: m.verb, Image: info.status(m.follow), ID: base.id, Staged: base.staged, DownloadOnly: base.downloadOnly}, nil
+	}
+	if err := checkSpace(h.space(list, info)); err != nil {
+		return nil, err
+	}
+	root, err := h.store.Import(ctx, src, m.follow)
+	if err != nil {
+		return nil, err
+	}
+	h.cfg.Progress.Step(v1.TaskStaging, "Deploying the image")
+	if current := list.current(); m.retain && current != nil {
+		if err := h.store.SetPinned(current, true); err != nil {
+			return nil, err
+		}
+	}
+	r, err := h.deploy(ctx, m.verb, list, deployRequest{root: root, ref: &m.follow, base: base, stateroot: base.stateroot, hold: m.hold})
+	if err == nil {
+		r.Warnings = h.missingWarnings(list, root)
+	}
+	return r, err
+}
+
+// deploy makes the deployment and does what follows every change.
+func (h *Host) deploy(ctx context.Context, verb string, before deployments, r deployRequest) (*v1.Result, error) {
+	d, err := h.store.Deploy(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	h.changed(ctx, verb, before, d)
+	return result(verb, d), nil
+}
+
+// changed does what follows a commit point: history, clean-up, published
+// status. Nothing of it can fail the operation, and Ctrl-C stops none of it.
+func (h *Host) changed(ctx context.Context, verb string, before deployments, d *deployment) {
+	ctx = context.WithoutCancel(ctx)
+	entry := historyOf(verb, d)
+	if prev := before.next(); prev != nil {
+		entry.Previous = prev.id
+	}
+	h.record(entry)
+	if _, err := h.store.Sweep(ctx); err != nil {
+		h.cfg.Log.Warn("left-overs were not removed; kedge cleanup does it", "error", err)
+	}
+	h.publish(ctx)
+}
+
+func result(verb string, d *deployment) *v1.Result {
+	return &v1.Result{
+		Operation: verb, Changed: true, Staged: d.staged, DownloadOnly: d.downloadOnly,
+		ID: d.id, Image: d.status(),
+	}
+}
+
+// isAt reports whether a deployment is that image and follows that reference.
+func isAt(d *deployment, follow ocibridge.Reference, digest string) bool {
+	return d != nil && d.image != nil && d.image.digest == digest && d.origin.ref != nil && *d.origin.ref == follow
+}
+
+// changeable refuses hosts on which a new deployment would lose what another
+// program was told to keep.
+func (h *Host) changeable(list deployments) error {
+	base := list.followed()
+	if base == nil {
+		return fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
+	}
+	if s := list.staged(); s != nil && s.foreign {
+		return fault.New(fault.Conflict, "reboot into it, or discard it: kedge cleanup --staged (also: ostree admin undeploy 0, rpm-ostree cleanup -p)",
+			"the staged deployment %s was staged by another program and would be lost", s.id)
+	}
+	if base.origin.incompatible {
+		return fault.New(fault.Conflict, "undo them first (rpm-ostree reset), reboot, and run the command again; kedge has no client-side packages",
+			"the deployment %s has client-side changes that would be lost: %s", base.id, describePackages(base.origin.packages))
+	}
+	return nil
+}
+
+func describePackages(p *v1.Packages) string {
+	if p == nil {
+		return "an rpm-ostree initramfs or module setting"
+	}
+	return fmt.Sprintf("packages %v, removed %v, replaced %v", p.Requested, p.Removed, p.Replaced)
+}
+
+// release lets shutdown finalise what DownloadOnly staged.
+func (h *Host) release(ctx context.Context) (*v1.Result, error) {
+	unlock, err := h.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	list, err := h.store.Deployments()
+	if err != nil {
+		return nil, err
+	}
+	d := list.staged()
+	switch {
+	case d == nil:
+		return nil, fault.New(fault.NotFound, "kedge upgrade --download-only stages one", "nothing was downloaded")
+	case !d.downloadOnly:
+		return &v1.Result{Operation: "upgrade", Staged: true, ID: d.id, Image: d.status()}, nil
+	}
+	if err := h.store.Release(); err != nil {
+		return nil, err
+	}
+	d.downloadOnly = false
+	h.changed(ctx, "upgrade", list, d)
+	return result("upgrade", d), nil
+}

@@ -1,0 +1,168 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"time"
+
+	"github.com/kedge-os/kedge/pkg/boot"
+	"github.com/kedge-os/kedge/pkg/boot/karg"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/ocibridge"
+)
+
+// deployRequest says what a new deployment is made of.
+type deployRequest struct {
+	root string
+	// ref is recorded as what upgrades follow; nil keeps the origin of base.
+	ref *ocibridge.Reference
+	// base is the deployment whose intent is continued: origin and kernel
+	// arguments. /etc always comes from what runs, or would run. nil: the first
+	// deployment of its stateroot.
+	base      *deployment
+	stateroot string
+	// kargs replace those of base; nil keeps them, with what the images bring
+	// set off against each other.
+	kargs karg.Args
+	// hold stages, and leaves it to a later release to be finalised.
+	hold bool
+}
+
+// Deploy makes a root what the next boot takes and returns the deployment. On
+// the booted host it is staged (commit point: the staged marker), else the
+// boot entries are written (commit point: boot.Write's).
+func (s *ostreeStore) Deploy(ctx context.Context, r deployRequest) (*deployment, error) {
+	req := boot.DeployRequest{Stateroot: r.stateroot, Commit: r.root, Merge: s.sysroot.MergeFor(r.stateroot)}
+	var base *boot.Deployment
+	var err error
+	if r.base != nil {
+		if base, err = s.native(r.base); err != nil {
+			return nil, err
+		}
+		req.Origin = base.Origin.Clone()
+	}
+	if r.ref != nil {
+		req.Origin = originOf(base, *r.ref)
+	}
+	req.Kargs, req.ExactKargs = r.kargs, r.base != nil && r.kargs != nil
+	if base != nil && base.Staged && r.kargs == nil {
+		if req.Kargs, err = s.kargsAsRunning(base, req.Merge); err != nil {
+			return nil, err
+		}
+	}
+	if !s.Booted() {
+		fresh, err := s.sysroot.Deploy(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		list := s.sysroot.With(fresh, boot.Retention{Merge: req.Merge})
+		if err := s.sysroot.Write(ctx, list); err != nil {
+			return nil, err
+		}
+		return s.reload(fresh, false)
+	}
+	staged, err := s.sysroot.Stage(ctx, boot.StageRequest{DeployRequest: req, Hold: r.hold})
+	if err != nil {
+		return nil, err
+	}
+	return s.reload(staged, true)
+}
+
+// kargsAsRunning returns the arguments of a staged deployment as they would be
+// on the image of the running one, which package boot starts from: what was
+// asked of the staged deployment stays, what its image brought goes.
+func (s *ostreeStore) kargsAsRunning(staged, running *boot.Deployment) (karg.Args, error) {
+	theirs, err := s.sysroot.ImageKargs(staged)
+	if err != nil || running == nil {
+		return staged.Kargs(), err
+	}
+	ours, err := s.sysroot.ImageKargs(running)
+	return staged.Kargs().Rebase(theirs, ours), err
+}
+
+// reload finds a deployment that was just made in the list on disk.
+func (s *ostreeStore) reload(b *boot.Deployment, staged bool) (*deployment, error) {
+	list, err := s.Deployments()
+	if err != nil {
+		return nil, err
+	}
+	d := list.find(func(d *deployment) bool {
+		return d.stateroot == b.Stateroot && d.root == b.Checksum && d.serial == b.Serial && d.staged == staged
+	})
+	if d == nil {
+		return nil, fault.New(fault.Internal, "", "the new deployment %s is not in the list", b.Name())
+	}
+	return d, nil
+}
+
+// DeploymentDir returns the directory of a deployment's root beneath Root.
+func (s *ostreeStore) DeploymentDir(d *deployment) string {
+	return path.Join("ostree/deploy", d.stateroot, "deploy", fmt.Sprintf("%s.%d", d.root, d.serial))
+}
+
+// SetDefault makes a deployment that is there what the next boot takes; all
+// others keep their order, and a staged one is discarded. It takes effect at
+// once (commit point: boot.Write's).
+func (s *ostreeStore) SetDefault(ctx context.Context, d *deployment) error {
+	b, err := s.native(d)
+	if err != nil {
+		return err
+	}
+	return s.sysroot.Write(ctx, s.sysroot.WithDefault(b))
+}
+
+// Remove takes deployments out of the boot menu (commit point: boot.Write's).
+func (s *ostreeStore) Remove(ctx context.Context, gone ...*deployment) error {
+	list := s.sysroot.Deployments()
+	for _, d := range gone {
+		b, err := s.native(d)
+		if err != nil {
+			return err
+		}
+		kept := list[:0:0]
+		for _, o := range list {
+			if o != b {
+				kept = append(kept, o)
+			}
+		}
+		list = kept
+	}
+	return s.sysroot.Write(ctx, list)
+}
+
+// SetPinned pins a deployment or unpins it.
+func (s *ostreeStore) SetPinned(d *deployment, pinned bool) error {
+	b, err := s.native(d)
+	if err != nil {
+		return err
+	}
+	return s.sysroot.SetPinned(b, pinned)
+}
+
+// Release lets shutdown finalise the staged deployment.
+func (s *ostreeStore) Release() error { return s.sysroot.SetHold(false) }
+
+// Finalize puts in place what kedge staged, at shutdown, and returns the
+// deployment's id; "" where there was nothing to do. A failure leaves the old
+// default and is told by FinalizeFailure from then on.
+func (s *ostreeStore) Finalize(ctx context.Context) (string, error) {
+	done, err := s.sysroot.Finalize(ctx)
+	if err != nil || done.Deployment == nil {
+		return "", err
+	}
+	return done.Deployment.Stateroot + "/" + done.Deployment.Name(), nil
+}
+
+// FinalizeFailure says why the last finalisation failed; "" where none did
+// since the last that went well.
+func (s *ostreeStore) FinalizeFailure() string {
+	f, err := s.sysroot.Failure()
+	switch {
+	case err != nil:
+		return err.Error()
+	case f == nil:
+		return ""
+	}
+	return fmt.Sprintf("%s: %s", f.Time.UTC().Format(time.DateTime), f.Message)
+}

@@ -1,0 +1,85 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fstree"
+	"github.com/kedge-os/kedge/pkg/ostree"
+	"github.com/kedge-os/kedge/pkg/ostree/object"
+)
+
+// bootRepo is the store's repository as package boot needs it.
+type bootRepo ostreeStore
+
+// Checkout implements boot.Repo.
+func (r *bootRepo) Checkout(ctx context.Context, commit string, parent *os.Root, name string) error {
+	sum, err := object.ParseChecksum(commit)
+	if err != nil {
+		return err
+	}
+	return r.repo.Checkout(ctx, sum, parent, name, ostree.CheckoutOptions{})
+}
+
+// CommitVersion implements boot.Repo. An image's version stands in its config,
+// where libostree does not look; both are asked.
+func (r *bootRepo) CommitVersion(commit string) (string, error) {
+	sum, err := object.ParseChecksum(commit)
+	if err != nil {
+		return "", err
+	}
+	c, err := r.repo.ReadCommit(sum)
+	if err != nil {
+		return "", err
+	}
+	v, _ := c.Metadata.Text("version")
+	return v, nil
+}
+
+// Refs implements boot.Repo.
+func (r *bootRepo) Refs(prefix string) (map[string]string, error) {
+	refs, err := r.repo.Refs(prefix)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]string, len(refs))
+	for name, sum := range refs {
+		out[name] = sum.String()
+	}
+	return out, nil
+}
+
+// SetRefs implements boot.Repo.
+func (r *bootRepo) SetRefs(ctx context.Context, refs map[string]string) error {
+	txn, err := r.repo.Txn(ctx)
+	if err != nil {
+		return err
+	}
+	defer txn.Abort()
+	for name, commit := range refs {
+		var sum object.Checksum
+		if commit != "" {
+			if sum, err = object.ParseChecksum(commit); err != nil {
+				return err
+			}
+		}
+		txn.SetRef(name, sum)
+	}
+	return txn.Commit()
+}
+
+// Tree reads the files of a root.
+func (s *ostreeStore) Tree(ctx context.Context, root string) (*fstree.Tree, error) {
+	sum, err := object.ParseChecksum(root)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := s.repo.ReadTree(ctx, sum)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.Corrupt, "run kedge fsck", "read the tree of %s: %w", root, err)
+	}
+	return tree, err
+}

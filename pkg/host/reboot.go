@@ -1,0 +1,65 @@
+package host
+
+import (
+	"context"
+	"os/exec"
+	"strings"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// Reboot asks systemd to reboot the machine in the usual way, through which
+// the staged deployment is finalised.
+func (h *Host) Reboot(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, "systemctl", "reboot").CombinedOutput()
+	if err != nil {
+		return fault.New(fault.Conflict, "the change is in place: reboot when it suits", "reboot: %s: %w", strings.TrimSpace(string(out)), err)
+	}
+	return nil
+}
+
+// Finalize puts in place what kedge staged. kedge's unit runs it at shutdown.
+func (h *Host) Finalize(ctx context.Context) error {
+	unlock, err := h.lock(ctx)
+	if err != nil {
+		return wrap("finalize", err)
+	}
+	defer unlock()
+	list, err := h.store.Deployments()
+	if err != nil {
+		return wrap("finalize", err)
+	}
+	id, err := h.store.Finalize(ctx)
+	if err != nil || id == "" {
+		return wrap("finalize", err)
+	}
+	h.recordFinalized(list, id)
+	return nil
+}
+
+// BootComplete is what kedge's unit runs after boot: it says in the journal why
+// the last finalisation failed, removes what it left to do, and publishes the
+// status.
+func (h *Host) BootComplete(ctx context.Context) error {
+	if failure := h.store.FinalizeFailure(); failure != "" {
+		h.cfg.Log.Error("the staged deployment was not put in place at the last shutdown; this is the old one", "why", failure)
+	}
+	unlock, err := h.lock(ctx)
+	if err != nil {
+		return wrap("complete the boot", err)
+	}
+	defer unlock()
+	if _, err := h.store.Sweep(ctx); err != nil {
+		h.cfg.Log.Warn("left-overs were not removed; kedge cleanup does it", "error", err)
+	}
+	return h.Publish(ctx)
+}
+
+func (h *Host) recordFinalized(before deployments, id string) {
+	entry := historyOf("finalize", before.staged())
+	entry.ID, entry.Result = id, "done"
+	if d := before.current(); d != nil {
+		entry.Previous = d.id
+	}
+	h.record(entry)
+}

@@ -1,0 +1,174 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/internal/atomicfile"
+	"github.com/kedge-os/kedge/pkg/boot/units"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/selinux"
+)
+
+// Where SelfInstall puts things. The program is in /var, which every deployment
+// of the stateroot shares and no image owns; the units are in /etc, where they
+// are local changes that each new deployment's merge carries over. Both survive
+// switch, upgrade and rollback.
+const (
+	selfProgram = "/var/lib/kedge/bin/kedge"
+	unitDir     = "etc/systemd/system"
+	wantsDir    = unitDir + "/multi-user.target.wants"
+)
+
+// SelfInstall puts the running program and its units on a host whose image has
+// no kedge, and returns the paths. On a sysroot that is not booted it goes to
+// the default deployment. The last step enables the units.
+func (h *Host) SelfInstall(ctx context.Context, version string) ([]string, error) {
+	paths, err := h.selfInstall(ctx, version)
+	return paths, wrap("self install", err)
+}
+
+func (h *Host) selfInstall(ctx context.Context, version string) ([]string, error) {
+	unlock, err := h.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	list, err := h.store.Deployments()
+	if err != nil {
+		return nil, err
+	}
+	d := list.current()
+	if d == nil {
+		return nil, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
+	}
+	root, vardir, err := h.openDeployment(d)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	defer vardir.Close()
+	if ok, _ := h.store.Exists(d.root, "usr/bin/kedge"); ok {
+		return nil, fault.New(fault.Conflict, "nothing has to be done: the image's own kedge and units are used", "the image of %s has kedge", d.id)
+	}
+	label, err := programLabel(root)
+	if err != nil {
+		return nil, err
+	}
+	if err := installProgram(vardir, label); err != nil {
+		return nil, err
+	}
+	paths := []string{selfProgram}
+	for _, name := range units.Names {
+		text, err := units.Text(name, selfProgram)
+		if err != nil {
+			return nil, err
+		}
+		if err := root.MkdirAll(wantsDir, 0o755); err != nil {
+			return nil, err
+		}
+		if err := atomicfile.Write(root, path.Join(unitDir, name), []byte(text), 0o644); err != nil {
+			return nil, err
+		}
+		paths = append(paths, "/"+path.Join(unitDir, name))
+	}
+	for _, name := range []string{units.Finalize, units.BootComplete} {
+		link := path.Join(wantsDir, name)
+		if err := root.Symlink("../"+name, link); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("enable %s: %w", name, err)
+		}
+		paths = append(paths, "/"+link)
+	}
+	h.record(v1.HistoryEntry{Verb: "self install", Result: "done", ID: d.id, Image: d.origin.text, Version: version})
+	return paths, nil
+}
+
+// openDeployment opens the root and the /var of a deployment: those of the
+// machine where it is booted, the root being writable in /etc there.
+func (h *Host) openDeployment(d *deployment) (root, vardir *os.Root, err error) {
+	if d.booted {
+		if root, err = os.OpenRoot(h.cfg.Machine); err != nil {
+			return nil, nil, err
+		}
+		vardir, err = os.OpenRoot(filepath.Join(h.cfg.Machine, "var"))
+	} else {
+		if root, err = h.root.OpenRoot(h.store.DeploymentDir(d)); err != nil {
+			return nil, nil, err
+		}
+		vardir, err = h.root.OpenRoot(path.Join("ostree/deploy", d.stateroot, "var"))
+	}
+	if err != nil {
+		_ = root.Close()
+		return nil, nil, err
+	}
+	return root, vardir, nil
+}
+
+// programLabel returns the label that programs have in a root, so that systemd
+// may run one from /var; "" where the root has no policy.
+func programLabel(root *os.Root) (string, error) {
+	policy, err := selinux.Load(root)
+	if err != nil || policy == nil {
+		return "", err
+	}
+	label, _ := policy.Label("/usr/bin/kedge", unix.S_IFREG|0o755)
+	return label, nil
+}
+
+// installProgram copies the running program into /var; a rename puts it in
+// place, so that a running older one goes on.
+func installProgram(vardir *os.Root, label string) error {
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	const dir, name, tmp = "lib/kedge/bin", "lib/kedge/bin/kedge", "lib/kedge/bin/.kedge.tmp"
+	if err := vardir.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := vardir.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o755)
+	if err != nil {
+		return err
+	}
+	defer vardir.Remove(tmp) // gone after the rename
+	_, err = io.Copy(f, self)
+	if err == nil && label != "" {
+		err = unix.Fsetxattr(int(f.Fd()), "security.selinux", append([]byte(label), 0), 0)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("copy this program to %s: %w", selfProgram, err)
+	}
+	if err := vardir.Rename(tmp, name); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(vardir, dir)
+}
+
+// selfInstalled reports whether SelfInstall was run on a deployment.
+func (h *Host) selfInstalled(d *deployment) bool {
+	root, vardir, err := h.openDeployment(d)
+	if err != nil {
+		return false
+	}
+	defer root.Close()
+	defer vardir.Close()
+	_, unit := root.Stat(path.Join(unitDir, units.Finalize))
+	_, program := vardir.Stat("lib/kedge/bin/kedge")
+	return unit == nil && program == nil
+}

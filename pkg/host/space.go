@@ -1,0 +1,121 @@
+package host
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// expansion is how many bytes a store takes for two compressed bytes of a
+// layer, where nothing better is known: system images compress to a little
+// less than half.
+const expansion = 5
+
+// overhead is what metadata, a copy of /etc and the deployment's own
+// directories take beside the contents of an image.
+const overhead = 16 << 20
+
+// space estimates what a move to the image takes, before anything is fetched,
+// and what there is: on the root's file system and, if it is another one, on
+// that of /boot, where a new kernel is taken to be as large as the largest one
+// there.
+func (h *Host) space(list deployments, image *imageInfo) []v1.PlanSpace {
+	need := int64(overhead)
+	fetch := false
+	for _, l := range image.layers {
+		if h.store.HasLayer(l.Digest.String()) {
+			continue
+		}
+		fetch = true
+		if strings.HasSuffix(l.MediaType, ".tar") {
+			need += l.Size
+		} else {
+			need += l.Size * expansion / 2
+		}
+	}
+	rootPath, bootPath := h.cfg.Sysroot, filepath.Join(h.cfg.Sysroot, "boot")
+	if h.Booted() {
+		bootPath = filepath.Join(h.cfg.Machine, "boot")
+	}
+	root, err := fileSystem(h.root.Name())
+	if err != nil {
+		h.cfg.Log.Warn("the free space is not known", "path", rootPath, "error", err)
+		return nil
+	}
+	kernel := int64(0)
+	if fetch || list == nil {
+		kernel = largestKernel(bootPath)
+	}
+	boot, err := fileSystem(bootPath)
+	if err != nil || boot.id == root.id {
+		return []v1.PlanSpace{root.plan(rootPath, need+kernel)}
+	}
+	return []v1.PlanSpace{root.plan(rootPath, need), boot.plan(bootPath, kernel)}
+}
+
+// filesystem is what statfs and stat say.
+type filesystem struct {
+	id   uint64
+	free int64
+}
+
+func fileSystem(path string) (f filesystem, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return f, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return f, &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	return filesystem{st.Dev, int64(fs.Bavail) * fs.Bsize}, nil
+}
+
+func (f filesystem) plan(path string, need int64) v1.PlanSpace {
+	return v1.PlanSpace{Path: path, Needed: need, Free: f.free, Enough: need <= f.free}
+}
+
+// largestKernel returns the size of the largest kernel with its initramfs that
+// is installed; 0 where there is none.
+func largestKernel(bootPath string) (largest int64) {
+	dirs, err := filepath.Glob(filepath.Join(bootPath, "ostree", "*-*"))
+	if err != nil {
+		return 0
+	}
+	for _, dir := range dirs {
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		var size int64
+		for _, f := range files {
+			if info, err := f.Info(); err == nil {
+				size += info.Size()
+			}
+		}
+		largest = max(largest, size)
+	}
+	return largest
+}
+
+// checkSpace returns a NoSpace error for the first file system that is too
+// small.
+func checkSpace(spaces []v1.PlanSpace) error {
+	for _, s := range spaces {
+		if !s.Enough {
+			return fault.New(fault.NoSpace, "free some space there (kedge cleanup removes what is not needed) and run the command again; nothing was changed",
+				"%s has too little space: %s", s.Path, spaceText(s))
+		}
+	}
+	return nil
+}
+
+func spaceText(s v1.PlanSpace) string {
+	return fmt.Sprintf("about %d MB are needed, %d MB are free", (s.Needed+1e6-1)/1e6, s.Free/1e6)
+}

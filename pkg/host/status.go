@@ -1,0 +1,201 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/internal/atomicfile"
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// Status returns what is booted, staged, next and kept.
+func (h *Host) Status(context.Context) (*v1.Host, error) {
+	list, err := h.store.Deployments()
+	if err != nil {
+		return nil, wrap("status", err)
+	}
+	out := v1.NewHost()
+	s := &out.Status
+	next, booted, rollback := list.next(), list.booted(), list.rollback()
+	for _, d := range list {
+		entry := h.entry(d, d == next)
+		switch d {
+		case list.staged():
+			s.Staged = entry
+		case booted:
+			s.Booted = entry
+		case rollback:
+			s.Rollback = entry
+		default:
+			s.OtherDeployments = append(s.OtherDeployments, *entry)
+		}
+	}
+	if booted != nil && rollback != nil && rollback.index < booted.index {
+		s.RollbackQueued, out.Spec.BootOrder = true, v1.BootOrderRollback
+	}
+	if d := list.followed(); d != nil && d.origin.ref != nil {
+		ref := apiReference(*d.origin.ref)
+		out.Spec.Image = &ref
+	}
+	if s.Booted != nil && s.Booted.Image != nil {
+		t := v1.TypeBootcHost
+		s.Type = &t
+	}
+	if h.Booted() {
+		s.UsrOverlay = h.usrOverlay()
+		s.ReadOnly = h.readOnlyMedium()
+	}
+	s.Kedge = &v1.KedgeStatus{Backend: h.store.Name(), Generation: generation(h.cfg), FinalizeFailure: h.store.FinalizeFailure()}
+	for _, problem := range h.store.Problems() {
+		s.Kedge.Warnings = append(s.Kedge.Warnings, problem.Error())
+	}
+	return out, nil
+}
+
+func (h *Host) entry(d *deployment, next bool) *v1.BootEntry {
+	store := v1.StoreOSTreeContainer
+	e := &v1.BootEntry{
+		Incompatible: d.origin.incompatible, Pinned: d.pinned, DownloadOnly: d.downloadOnly, Store: &store,
+		OSTree: &v1.BootEntryOSTree{Stateroot: d.stateroot, Checksum: d.root, DeploySerial: uint32(d.serial)},
+		Kedge: &v1.KedgeEntry{
+			ID: d.id, Index: d.index, Next: next, Backend: h.store.Name(), Origin: d.origin.text,
+			Kargs: d.kargs, Packages: d.origin.packages,
+		},
+	}
+	if e.Kedge.Kargs == nil {
+		e.Kedge.Kargs = []string{}
+	}
+	if e.Kedge.Origin == "" {
+		e.Kedge.Origin = d.origin.refspec
+	}
+	if d.image != nil {
+		e.Kedge.Version, e.Kedge.Digest = d.image.version, d.image.digest
+	}
+	// bootc shows no image where it would lose changes by an upgrade.
+	if !d.origin.incompatible {
+		e.Image = d.status()
+	}
+	return e
+}
+
+// usrOverlay finds an overlay that was mounted on /usr after boot.
+func (h *Host) usrOverlay() *v1.UsrOverlay {
+	usr := filepath.Join(h.cfg.Machine, "usr")
+	var st, root unix.Statfs_t
+	if unix.Statfs(usr, &st) != nil || unix.Statfs(h.cfg.Machine, &root) != nil {
+		return nil
+	}
+	if st.Type != unix.OVERLAYFS_SUPER_MAGIC || root.Type == unix.OVERLAYFS_SUPER_MAGIC {
+		return nil
+	}
+	o := &v1.UsrOverlay{AccessMode: "readWrite", Persistence: "transient"}
+	if st.Flags&unix.ST_RDONLY != 0 {
+		o.AccessMode = "readOnly"
+	}
+	return o
+}
+
+// readOnlyMedium reports whether the sysroot is on something that cannot be
+// written, as that of a live system.
+func (h *Host) readOnlyMedium() bool {
+	var st unix.Statfs_t
+	if unix.Statfs(h.root.Name(), &st) != nil {
+		return false
+	}
+	return st.Type == unix.SQUASHFS_MAGIC || st.Type == unix.ISOFS_SUPER_MAGIC || st.Type == unix.EROFS_SUPER_MAGIC_V1
+}
+
+// publishedFile is where the status is for users that cannot read the sysroot.
+const publishedFile = "run/kedge/status.json"
+
+// Publish writes the status to /run/kedge/status.json. On a sysroot that is
+// not booted it does nothing.
+func (h *Host) Publish(ctx context.Context) error {
+	if !h.Booted() {
+		return nil
+	}
+	s, err := h.Status(ctx)
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	machine, err := os.OpenRoot(h.cfg.Machine)
+	if err != nil {
+		return wrap("publish the status", err)
+	}
+	defer machine.Close()
+	if err := machine.MkdirAll(filepath.Dir(publishedFile), 0o755); err != nil {
+		return wrap("publish the status", err)
+	}
+	return wrap("publish the status", atomicfile.Write(machine, publishedFile, append(data, '\n'), 0o644))
+}
+
+// publish is Publish after a commit point.
+func (h *Host) publish(ctx context.Context) {
+	if err := h.Publish(ctx); err != nil {
+		h.cfg.Log.Warn("the status was not published", "error", err)
+	}
+}
+
+// ReadStatus returns the status of a sysroot. Root reads the sysroot itself; a
+// user who may not takes what was published, if that is still true.
+func ReadStatus(ctx context.Context, cfg Config) (*v1.Host, error) {
+	cfg = cfg.withDefaults()
+	h, err := Open(ctx, cfg)
+	if err == nil {
+		defer h.Close()
+		s, serr := h.Status(ctx)
+		if serr == nil || !errors.Is(serr, fs.ErrPermission) {
+			return s, serr
+		}
+		err = serr
+	}
+	if fault.KindOf(err) != fault.Denied {
+		return nil, err
+	}
+	s, perr := published(cfg)
+	if perr != nil {
+		return nil, fault.New(fault.Denied, "run the command as root, or have root run `kedge internals publish` once", "%w", err)
+	}
+	return s, nil
+}
+
+func published(cfg Config) (*v1.Host, error) {
+	data, err := os.ReadFile(filepath.Join(cfg.Machine, publishedFile))
+	if err != nil {
+		return nil, err
+	}
+	var s v1.Host
+	if err := json.Unmarshal(data, &s); err != nil {
+		return nil, fault.New(fault.Corrupt, "", "read %s: %w", publishedFile, err)
+	}
+	if s.Status.Kedge != nil && s.Status.Kedge.Generation != generation(cfg) {
+		s.Status.Kedge.Warnings = append(s.Status.Kedge.Warnings, "this status was published before the last change; run kedge status as root for the current one")
+	}
+	return &s, nil
+}
+
+// generation identifies the state of the deployments: libostree and kedge touch
+// ostree/deploy at every change, and the marker says what is staged. Any user
+// can look at both.
+func generation(cfg Config) string {
+	mtime := func(path string) string {
+		st, err := os.Stat(path)
+		if err != nil {
+			return "-"
+		}
+		return fmt.Sprint(st.ModTime().UnixNano())
+	}
+	return mtime(filepath.Join(cfg.Sysroot, "ostree/deploy")) + "/" + mtime(filepath.Join(cfg.Machine, "run/ostree/staged-deployment"))
+}
