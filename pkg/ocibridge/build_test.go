@@ -134,6 +134,7 @@ type testRegistry struct {
 	t     testing.TB
 	host  string
 	blobs map[string][]byte
+	files map[string]string // blobs that are files
 	// serve, if set, is asked before a blob is served; true means it has
 	// answered.
 	serve    func(w http.ResponseWriter, r *http.Request, data []byte) bool
@@ -141,7 +142,7 @@ type testRegistry struct {
 }
 
 func newRegistry(t testing.TB) *testRegistry {
-	r := &testRegistry{t: t, blobs: make(map[string][]byte)}
+	r := &testRegistry{t: t, blobs: make(map[string][]byte), files: make(map[string]string)}
 	s := httptest.NewServer(r.handler())
 	t.Cleanup(s.Close)
 	r.host = strings.TrimPrefix(s.URL, "http://")
@@ -152,6 +153,10 @@ func (r *testRegistry) handler() http.Handler {
 	inner := registry.New(registry.Logger(discardLog()))
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		_, name, isBlob := strings.Cut(req.URL.Path, "/blobs/sha256:")
+		if file, ok := r.files["sha256:"+name]; ok && isBlob && req.Method == http.MethodGet {
+			http.ServeFile(w, req, file)
+			return
+		}
 		data, known := r.blobs["sha256:"+name]
 		if req.Method != http.MethodGet || !isBlob || !known {
 			inner.ServeHTTP(w, req)

@@ -53,6 +53,7 @@ type importer struct {
 	*Source
 	store   Store
 	budget  *budget
+	buffers buffers
 	index   map[string]*Index // by diffID
 	fetched map[string]bool
 }
@@ -181,7 +182,7 @@ func (im *importer) readLayer(ctx context.Context, i int, decode func(context.Co
 	blob := im.blobs.open(ctx, info)
 	defer blob.Close()
 	wireHash := newHash(info.Digest)
-	wire := newRelay(&progressReader{blob, im.opt.Progress, i}, wireHash, wireBlock)
+	wire := newRelay(&progressReader{blob, im.opt.Progress, i}, wireHash, &im.buffers.wire, wireBlock)
 	defer wire.Close()
 	defer cancel() // before wire.Close waits for the network
 
@@ -213,13 +214,13 @@ func (im *importer) readLayer(ctx context.Context, i int, decode func(context.Co
 // unpack decompresses, hashes and decodes a layer to its last byte: what
 // follows the tar's end mark belongs to the diffID too.
 func (im *importer) unpack(ctx context.Context, wire io.Reader, size int64, decode func(context.Context, io.Reader) error) (int64, string, error) {
-	plain, free, err := decompress(wire)
+	plain, free, err := im.buffers.decompress(wire)
 	if err != nil {
 		return 0, "", err
 	}
 	defer free()
 	sum := sha256.New()
-	tar := newRelay(&ratioReader{r: plain, limits: im.budget.Limits, wire: size}, sum, plainBlock)
+	tar := newRelay(&ratioReader{r: plain, limits: im.budget.Limits, wire: size}, sum, &im.buffers.plain, plainBlock)
 	defer tar.Close()
 	if err := decode(ctx, tar); err != nil {
 		return 0, "", err

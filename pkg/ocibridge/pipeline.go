@@ -14,40 +14,49 @@ import (
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
-// The blocks between the stages of a stream. Twice two queues of queueDepth
-// blocks are what a layer costs in memory, 6 MiB, besides the decompressor's
-// window.
+// The blocks between the stages of a stream. Both queues of a stream together
+// take (2·queueDepth+2)·(wireBlock+plainBlock), 3 MiB, at most.
 const (
-	wireBlock  = 256 << 10
-	plainBlock = 512 << 10
-	queueDepth = 4
+	wireBlock  = 128 << 10
+	plainBlock = 256 << 10
+	queueDepth = 3
 )
+
+// buffers are what streams hand on to the next stream when they end, so that an
+// image of many layers costs as much memory as one of a few.
+type buffers struct {
+	wire, plain, zstd sync.Pool
+}
 
 // relay runs read-ahead and hashing of a stream in goroutines of their own: one
 // fills blocks from the source, one hashes them, and the reader gets them in
 // order. Blocks are recycled.
 type relay struct {
-	out  chan []byte
-	free chan []byte
+	out  chan *[]byte
+	free chan *[]byte
 	stop chan struct{}
+	pool *sync.Pool
 	wg   sync.WaitGroup
 	once sync.Once
 
-	cur, block []byte
-	err        error // of the source; valid once out is closed
-	n          int64 // bytes that passed; valid once out is closed
+	cur   []byte
+	block *[]byte
+	err   error // of the source; valid once out is closed
+	n     int64 // bytes that passed; valid once out is closed
 }
 
-// newRelay starts a relay over r. Bytes are added to h before a reader can see
-// them. Close must be called and waits until r is no longer used: what r reads
-// from must have been closed or cancelled before, or be at its end.
-func newRelay(r io.Reader, h hash.Hash, size int) *relay {
+// newRelay starts a relay over r with blocks of size bytes out of pool. Bytes
+// are added to h before a reader can see them. Close must be called and waits
+// until r is no longer used: what r reads from must have been closed or
+// cancelled before, or be at its end.
+func newRelay(r io.Reader, h hash.Hash, pool *sync.Pool, size int) *relay {
 	l := &relay{
-		out:  make(chan []byte, queueDepth),
-		free: make(chan []byte, 2*queueDepth+2),
+		out:  make(chan *[]byte, queueDepth),
+		free: make(chan *[]byte, 2*queueDepth+2),
 		stop: make(chan struct{}),
+		pool: pool,
 	}
-	filled := make(chan []byte, queueDepth)
+	filled := make(chan *[]byte, queueDepth)
 	for range cap(l.free) {
 		l.free <- nil
 	}
@@ -61,8 +70,8 @@ func newRelay(r io.Reader, h hash.Hash, size int) *relay {
 		defer l.wg.Done()
 		defer close(l.out)
 		for b := range filled {
-			h.Write(b)
-			l.n += int64(len(b))
+			h.Write(*b)
+			l.n += int64(len(*b))
 			select {
 			case l.out <- b:
 			case <-l.stop:
@@ -72,26 +81,30 @@ func newRelay(r io.Reader, h hash.Hash, size int) *relay {
 	return l
 }
 
-func (l *relay) fill(r io.Reader, filled chan<- []byte, size int) error {
+func (l *relay) fill(r io.Reader, filled chan<- *[]byte, size int) error {
 	for {
-		var b []byte
+		var b *[]byte
 		select {
 		case b = <-l.free:
 		case <-l.stop:
 			return context.Canceled
 		}
 		if b == nil {
-			b = make([]byte, size)
+			if b, _ = l.pool.Get().(*[]byte); b == nil {
+				b = new([]byte)
+				*b = make([]byte, size)
+			}
 		}
 		n, err := 0, error(nil)
 		for n < size && err == nil {
 			var k int
-			k, err = r.Read(b[n:size])
+			k, err = r.Read((*b)[n:size])
 			n += k
 		}
+		*b = (*b)[:n]
 		if n > 0 {
 			select {
-			case filled <- b[:n]:
+			case filled <- b:
 			case <-l.stop:
 				return context.Canceled
 			}
@@ -106,16 +119,21 @@ func (l *relay) fill(r io.Reader, filled chan<- []byte, size int) error {
 func (l *relay) next() error {
 	for len(l.cur) == 0 {
 		if l.block != nil {
-			l.free <- l.block[:cap(l.block)]
-			l.block = nil
+			l.recycle()
 		}
 		b, ok := <-l.out
 		if !ok {
 			return l.err
 		}
-		l.block, l.cur = b, b
+		l.block, l.cur = b, *b
 	}
 	return nil
+}
+
+func (l *relay) recycle() {
+	*l.block = (*l.block)[:cap(*l.block)]
+	l.free <- l.block
+	l.block = nil
 }
 
 func (l *relay) Read(p []byte) (int, error) {
@@ -141,18 +159,29 @@ func (l *relay) drain() error {
 	}
 }
 
-// Close stops the relay's goroutines and waits for them.
+// Close stops the relay's goroutines, waits for them, and gives the blocks back.
 func (l *relay) Close() {
-	l.once.Do(func() { close(l.stop) })
-	for range l.out { //nolint:revive // empty: unblocks the hasher
-	}
-	l.wg.Wait()
+	l.once.Do(func() {
+		close(l.stop)
+		for range l.out { //nolint:revive // empty: unblocks the hasher
+		}
+		l.wg.Wait()
+		if l.block != nil {
+			l.recycle()
+		}
+		close(l.free)
+		for b := range l.free {
+			if b != nil {
+				l.pool.Put(b)
+			}
+		}
+	})
 }
 
 // decompress returns the plain stream of a blob, by what the blob begins with:
 // media types lie about compression often enough that every client looks. The
 // func frees the decompressor.
-func decompress(wire io.Reader) (io.Reader, func(), error) {
+func (b *buffers) decompress(wire io.Reader) (io.Reader, func(), error) {
 	br := bufio.NewReaderSize(wire, wireBlock)
 	magic, err := br.Peek(6)
 	if err != nil && err != io.EOF {
@@ -166,15 +195,28 @@ func decompress(wire io.Reader) (io.Reader, func(), error) {
 		}
 		return &decoder{z, "gzip"}, func() { z.Close() }, nil
 	case isZstd(magic):
-		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+		z, err := b.zstdDecoder(br)
 		if err != nil {
 			return nil, nil, undecodable("zstd", err)
 		}
-		return &decoder{z, "zstd"}, z.Close, nil
+		return &decoder{z, "zstd"}, func() { b.freeZstd(z) }, nil
 	case bytes.HasPrefix(magic, []byte("\xfd7zXZ\x00")), bytes.HasPrefix(magic, []byte("BZh")):
 		return nil, nil, fault.New(fault.Conflict, "push the image with gzip or zstd compression", "the layer is compressed with xz or bzip2")
 	}
 	return br, func() {}, nil
+}
+
+func (b *buffers) zstdDecoder(r io.Reader) (*zstd.Decoder, error) {
+	if z, _ := b.zstd.Get().(*zstd.Decoder); z != nil {
+		return z, z.Reset(r)
+	}
+	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+}
+
+func (b *buffers) freeZstd(z *zstd.Decoder) {
+	if z.Reset(nil) == nil {
+		b.zstd.Put(z)
+	}
 }
 
 // maxWindow is what zstd itself decompresses without --long=N: more would be
