@@ -5,6 +5,7 @@
 package bls
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -179,38 +180,30 @@ func CompareVersions(a, b string) int {
 		if x == "" || y == "" {
 			return strings.Compare(a[i:], b[i:])
 		}
-		// A run that starts with zeros is a fraction: the more zeros, the less.
 		if x[0] == '0' || y[0] == '0' {
 			return compareFractions(x, y, a[i:], b[i:])
 		}
 		if len(x) != len(y) {
-			return compareInts(len(x), len(y))
+			return cmp.Compare(len(x), len(y))
 		}
 		return strings.Compare(a[i:], b[i:])
 	}
 	return 0
 }
 
+// compareFractions orders runs of digits of which one begins with a zero: they
+// count as what stands behind a decimal point, and of zeros alone the fewer are
+// the greater.
 func compareFractions(x, y, restA, restB string) int {
-	zx, zy := leadingZeros(x), leadingZeros(y)
-	if zx != zy {
-		// "00" sorts before "0": a longer run of zeros is a smaller fraction.
-		return compareInts(zy, zx)
+	switch {
+	case x == y:
+	case strings.HasPrefix(x, y) && strings.Trim(y, "0") == "":
+		return -1
+	case strings.HasPrefix(y, x) && strings.Trim(x, "0") == "":
+		return 1
 	}
 	return strings.Compare(restA, restB)
 }
-
-func compareInts(a, b int) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
-}
-
-func leadingZeros(s string) int { return len(s) - len(strings.TrimLeft(s, "0")) }
 
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
