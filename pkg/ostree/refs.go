@@ -221,76 +221,112 @@ func (r *Repo) resolveName(name string) (Checksum, error) {
 	return c, err
 }
 
-// writeRef changes one ref; its rename is the commit point. Parent directories
-// are made; a file in the way of one is an error, as in libostree.
-func (r *Repo) writeRef(u refUpdate) error {
-	file, err := refPath(u.name)
-	if err != nil {
-		return err
-	}
-	switch {
-	case u.alias != "":
-		err = r.writeAlias(file, u)
-	case u.target.IsZero():
-		err = r.deleteRef(file)
-	default:
-		if err = r.makeRefDir(file); err == nil {
-			err = r.replaceFile(file, []byte(u.target.String()+"\n"), 0o644)
+// syncRefsApart is the number of refs up to which each new file is synced by
+// itself rather than all with the whole file system.
+const syncRefsApart = 4
+
+// writeRefs changes refs, in order. What the new ones say is on disk before
+// the first is renamed into place. Parent directories are made; a ref in the
+// way of one is an error, as in libostree.
+func (r *Repo) writeRefs(list []refUpdate) (err error) {
+	temps := make([]string, len(list))
+	defer func() {
+		for _, tmp := range temps {
+			if tmp != "" {
+				_ = unlinkAt(r.tmp, tmp)
+			}
+		}
+	}()
+	apart := len(list) <= syncRefsApart
+	for i, u := range list {
+		if temps[i], err = r.stageRef(u, apart); err != nil {
+			return fmt.Errorf("write the ref %s: %w", u.name, err)
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("write the ref %s: %w", u.name, err)
+	if !apart {
+		if err := r.syncfs(); err != nil {
+			return err
+		}
+	}
+	dirs := make(map[string]bool)
+	for i, u := range list {
+		if err := r.placeRef(u, temps[i], dirs); err != nil {
+			return fmt.Errorf("write the ref %s: %w", u.name, err)
+		}
+		temps[i] = ""
+	}
+	for dir := range dirs {
+		d, err := openDirAt(r.dir, dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // of a ref that was deleted and never there
+		}
+		if err == nil {
+			err = r.fsync(d)
+			_ = d.Close()
+		}
+		if err != nil {
+			return fmt.Errorf("sync %s: %w", dir, err)
+		}
 	}
 	return nil
 }
 
-func (r *Repo) makeRefDir(file string) error {
+// stageRef writes a ref's file or symlink to tmp/ and returns its name there;
+// "" for a ref that is to be deleted.
+func (r *Repo) stageRef(u refUpdate, sync bool) (name string, err error) {
+	name = ".kedge-" + randomName()
+	switch {
+	case u.alias != "":
+		if strings.Contains(u.name, ":") {
+			return "", fault.New(fault.Usage, "", "only a local ref can be an alias")
+		}
+		target := strings.Repeat("../", strings.Count(u.name, "/")) + u.alias
+		return name, unix.Symlinkat(target, int(r.tmp.Fd()), name)
+	case u.target.IsZero():
+		return "", nil
+	}
+	tmp, err := newTemp(r.tmp, 0o644)
+	if err != nil {
+		return "", err
+	}
+	defer tmp.discard()
+	if _, err = tmp.WriteString(u.target.String() + "\n"); err == nil {
+		err = unix.Fchmod(tmp.fd(), 0o644)
+	}
+	if err == nil && sync {
+		err = r.fsync(tmp.File)
+	}
+	if err == nil {
+		err = tmp.link(r.tmp, name)
+	}
+	return name, err
+}
+
+// placeRef renames or deletes a ref and notes its directory.
+func (r *Repo) placeRef(u refUpdate, tmp string, dirs map[string]bool) error {
+	file, err := refPath(u.name)
+	if err != nil {
+		return err
+	}
 	root, err := r.root()
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	return root.MkdirAll(path.Dir(file), 0o755)
-}
-
-func (r *Repo) deleteRef(file string) error {
-	root, err := r.root()
-	if err != nil {
-		return err
+	for dir := path.Dir(file); dir != "refs"; dir = path.Dir(dir) {
+		dirs[dir] = true // each may be new
 	}
-	defer root.Close()
-	if err := root.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-		return err
+	if tmp == "" {
+		if err := root.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+			return err
+		}
+		return nil
 	}
-	d, err := openDirAt(r.dir, path.Dir(file))
-	if err != nil {
-		return nil // the directory was never there
-	}
-	defer d.Close()
-	return r.fsync(d)
-}
-
-// writeAlias makes a relative symlink, in the same two steps as a file.
-func (r *Repo) writeAlias(file string, u refUpdate) error {
-	if err := r.makeRefDir(file); err != nil {
-		return err
-	}
-	ups := strings.Count(strings.TrimPrefix(file, "refs/heads/"), "/")
-	if strings.HasPrefix(file, "refs/remotes/") {
-		return errors.New("only a local ref can be an alias")
-	}
-	tmp := ".kedge-" + randomName()
-	if err := unix.Symlinkat(strings.Repeat("../", ups)+u.alias, int(r.tmp.Fd()), tmp); err != nil {
+	if err := root.MkdirAll(path.Dir(file), 0o755); err != nil {
 		return err
 	}
 	if err := unix.Renameat(int(r.tmp.Fd()), tmp, int(r.dir.Fd()), file); err != nil {
-		_ = unlinkAt(r.tmp, tmp)
-		return err
+		return &fs.PathError{Op: "rename", Path: file, Err: err}
 	}
-	d, err := openDirAt(r.dir, path.Dir(file))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return r.fsync(d)
+	return nil
 }

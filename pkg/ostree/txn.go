@@ -118,15 +118,18 @@ func (t *Txn) unlock() {
 // the refs. Order:
 //
 //  1. syncfs: the objects' data and metadata are on disk;
-//  2. rename to objects/, commits not yet; fsync of every directory there;
-//  3. rename of the commits, fsync of their directories: whatever the repository
-//     shows as a commit is complete, at any instant;
-//  4. each ref: temporary file, fsync, rename (the ref's commit point), fsync
-//     of its directory;
+//  2. rename to objects/, commits not yet; syncfs, where libostree syncs each of
+//     up to 256 directories, one journal commit a time;
+//  3. rename of the commits; syncfs: whatever the repository shows as a commit
+//     is complete, at any instant;
+//  4. the refs, each by one rename (its commit point) of a synced file, in the
+//     order of SetRef; sync of their directories;
 //  5. the staging directory is removed.
 //
-// After an error the transaction is over as after Abort: with objects and refs
-// up to the failing step in place, and the rest still staged.
+// What a transaction has nothing of is left out, and no step syncs where
+// core.fsync is off. After an error the transaction is over as after Abort:
+// with objects and refs up to the failing step in place, and the rest still
+// staged.
 func (t *Txn) Commit() error {
 	if t.done {
 		return errors.New("the ostree transaction is over")
@@ -150,53 +153,48 @@ func (t *Txn) commit() error {
 	if err := t.ctx.Err(); err != nil {
 		return err
 	}
-	r := t.repo
-	sync := r.config.Bool("core", "fsync", true)
-	if sync {
-		if err := unix.Syncfs(int(r.dir.Fd())); err != nil {
-			return fmt.Errorf("sync the file system: %w", err)
+	dirs, err := t.stagedDirs()
+	if err != nil {
+		return err
+	}
+	if len(dirs) > 0 {
+		if err := t.repo.syncfs(); err != nil {
+			return err
 		}
 	}
 	for _, commits := range []bool{false, true} {
-		dirs, err := t.moveObjects(commits)
-		if err != nil {
-			return err
+		moved := 0
+		for _, dir := range dirs {
+			n, err := t.moveDir(dir, commits)
+			if err != nil {
+				return fmt.Errorf("move objects into place: %w", err)
+			}
+			moved += n
 		}
-		if sync {
-			if err := r.syncObjectDirs(dirs); err != nil {
+		if moved > 0 {
+			if err := t.repo.syncfs(); err != nil {
 				return err
 			}
 		}
 	}
-	for _, u := range t.refs {
-		if err := r.writeRef(u); err != nil {
-			return err
-		}
+	return t.repo.writeRefs(t.refs)
+}
+
+func (r *Repo) syncfs() error {
+	if !r.config.Bool("core", "fsync", true) {
+		return nil
+	}
+	if err := unix.Syncfs(int(r.dir.Fd())); err != nil {
+		return fmt.Errorf("sync the file system: %w", err)
 	}
 	return nil
 }
 
-// moveObjects renames staged objects into place: commits, or all others. It
-// returns the names of the directories that changed.
-func (t *Txn) moveObjects(commits bool) ([]string, error) {
-	outer, err := readDirNames(t.stage.dir, ".")
-	if err != nil {
-		return nil, err
-	}
-	var changed []string
-	for _, name := range outer {
-		if len(name) != 2 {
-			continue
-		}
-		n, err := t.moveDir(name, commits)
-		if err != nil {
-			return nil, fmt.Errorf("move objects into place: %w", err)
-		}
-		if n > 0 {
-			changed = append(changed, name)
-		}
-	}
-	return changed, nil
+// stagedDirs returns the subdirectories of the staging directory that hold
+// objects.
+func (t *Txn) stagedDirs() ([]string, error) {
+	names, err := readDirNames(t.stage.dir, ".")
+	return slices.DeleteFunc(names, func(name string) bool { return len(name) != 2 }), err
 }
 
 func (t *Txn) moveDir(name string, commits bool) (moved int, err error) {
@@ -263,24 +261,6 @@ func (r *Repo) objectDir(name string) (*os.File, error) {
 		d, err = openDirAt(r.objects, name)
 	}
 	return d, err
-}
-
-func (r *Repo) syncObjectDirs(names []string) error {
-	for _, name := range names {
-		d, err := openDirAt(r.objects, name)
-		if err != nil {
-			return err
-		}
-		err = d.Sync()
-		_ = d.Close()
-		if err != nil {
-			return fmt.Errorf("sync objects/%s: %w", name, err)
-		}
-	}
-	if err := r.objects.Sync(); err != nil {
-		return fmt.Errorf("sync objects: %w", err)
-	}
-	return nil
 }
 
 // has reports whether an object is in the repository or staged.
