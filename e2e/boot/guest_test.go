@@ -41,8 +41,14 @@ func start(t *testing.T, m *lab.Machine) *guest {
 		t.Fatal(err)
 	}
 	t.Cleanup(g.Kill)
-	t.Logf("booted %s (%s) in %.0f s", g.Entry.Title, g.Entry.File, time.Since(began).Seconds())
-	return &guest{Guest: g, t: t}
+	guest := &guest{Guest: g, t: t}
+	// The agent is early; a user's boot ends when every unit has started.
+	state := guest.output("systemctl is-system-running --wait")
+	t.Logf("booted %s (%s) in %.0f s: %s", g.Entry.Title, g.Entry.File, time.Since(began).Seconds(), state)
+	if state != "running" {
+		t.Logf("failed units:\n%s", guest.output("systemctl list-units --failed --no-legend; journalctl -b -p err --no-pager | tail -n 20"))
+	}
+	return guest
 }
 
 // reboot shuts the guest down and starts what the boot entries then say.
@@ -52,6 +58,16 @@ func (g *guest) reboot(m *lab.Machine) *guest {
 		g.t.Fatal(err)
 	}
 	return start(g.t, m)
+}
+
+// output runs a script whose exit code does not matter.
+func (g *guest) output(script string) string {
+	g.t.Helper()
+	out, err := g.Run("{ "+script+"; } || true", 5*time.Minute)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
 }
 
 // sh runs a script that must succeed and returns its output, trimmed.

@@ -64,6 +64,7 @@ func (w *world) installWithOSTree(t *testing.T, root string) error {
 		return err
 	}
 	script := `set -e
+chmod 755 "$1"
 podman --root "$3" --runroot "$4" export "$5" | tar -x -C "$1" --xattrs --xattrs-include='*' -p
 podman --root "$3" --runroot "$4" rm "$5" >/dev/null
 rm -rf "$1"/dev/* "$1"/proc/* "$1"/run/* "$1"/sys/*

@@ -168,5 +168,15 @@ func (w *world) newDisk(t *testing.T, fs string) *lab.Disk {
 // machine puts a disk into a virtual machine.
 func (w *world) machine(t *testing.T, disk *lab.Disk) *lab.Machine {
 	t.Helper()
-	return &lab.Machine{Disk: disk, Dir: t.TempDir()}
+	// Kept after the run: a console is what one looks at when a boot fails.
+	cache, err := lab.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "consoles", strings.ReplaceAll(t.Name(), "/", "-"))
+	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("consoles in %s", dir)
+	return &lab.Machine{Disk: disk, Dir: dir}
 }

@@ -7,8 +7,6 @@
 #   base      one gzip layer
 #   base20    twenty zstd layers
 #   lab       base plus the lab's agent, which runs a test's scripts in the guest
-#
-# The steps and why they are what they are: hack/lab/README.md
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -25,13 +23,14 @@ packages=(
   selinux-policy-default policycoreutils
 )
 
-key=$(recipe_key "${BASH_SOURCE[0]}" "$lab_dir"/ocilayout/*.go "$lab_dir"/agent/*)
+key=$(recipe_key "${BASH_SOURCE[0]}" "$lab_dir"/ocilayout/*.go)
 out=$kedge_cache/base-$key
 layout=$out/oci
+agent_key=$(recipe_key "$lab_dir"/agent/*)
 mkdir -p "$kedge_cache"
 exec 9>"$kedge_cache/base.lock"
 flock 9
-if [ -e "$out/done" ]; then
+if [ -e "$out/agent-$agent_key" ]; then
   echo "$layout"
   exit 0
 fi
@@ -46,48 +45,53 @@ work=$(mktemp -d "$kedge_cache/base-tmp.XXXXXX")
 root=$work/root
 trap 'rm -rf --one-file-system "$work"' EXIT
 
-say "1/4 Debian $suite from packages (mmdebstrap, about 100 s)"
-include=$(IFS=,; echo "${packages[*]}")
-mmdebstrap --mode=root --variant=minbase --include="$include" \
-  --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Retries "3"' \
-  --aptopt='Apt::Install-Recommends "false"' \
-  "$suite" "$root" >"$work/mmdebstrap.log" 2>&1 || { tail -n 30 "$work/mmdebstrap.log" >&2; exit 1; }
+go build -C "$lab_dir/../.." -o "$work/ocilayout" ./hack/lab/ocilayout
+pack() { nice "$work/ocilayout" --layout "$1/oci" --label containers.bootc=1 "${@:2}"; }
 
-say "2/4 initramfs (dracut with its ostree module, about 40 s)"
-kver=$(basename "$root"/lib/modules/*)
-# A mount namespace of its own: nothing to unmount, nothing that could leak out.
-unshare --mount --propagation private bash -ec '
-  for m in proc sys dev; do mount --rbind "/$m" "$1/$m"; done
-  chroot "$1" dracut --force --no-hostonly --reproducible --add ostree \
-    --kver "$2" "/usr/lib/modules/$2/initramfs.img"
-' - "$root" "$kver" >"$work/dracut.log" 2>&1 || { tail -n 30 "$work/dracut.log" >&2; exit 1; }
-cp "$root/boot/vmlinuz-$kver" "$root/usr/lib/modules/$kver/vmlinuz"
+make_base() {
+  say "1/4 Debian $suite from packages (mmdebstrap, about 100 s)"
+  local include kver m l
+  include=$(IFS=,; echo "${packages[*]}")
+  mmdebstrap --mode=root --variant=minbase --include="$include" \
+    --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Retries "3"' \
+    --aptopt='Apt::Install-Recommends "false"' \
+    "$suite" "$root" >"$work/mmdebstrap.log" 2>&1 || { tail -n 30 "$work/mmdebstrap.log" >&2; exit 1; }
 
-say "3/4 the tree: /usr is the system, /etc its defaults, /var and /boot empty"
-mkdir -p "$root"/usr/lib/{sysimage,ostree,tmpfiles.d}
-mv "$root/var/lib/dpkg" "$root/usr/lib/sysimage/dpkg"
-# The policy's module store lies in /var on Debian; a root that brings its own
-# must keep it beside the policy it belongs to.
-mv "$root/var/lib/selinux/default" "$root/etc/selinux/default/store"
-mkdir -p "$root/etc/selinux/modules-store"
-mv "$root/etc/selinux/default/store" "$root/etc/selinux/modules-store/default"
-sed -i '/^store-root/d' "$root/etc/selinux/semanage.conf"
-echo 'store-root = /etc/selinux/modules-store' >>"$root/etc/selinux/semanage.conf"
-rm -rf "$root"/boot "$root"/var "$root"/home "$root"/opt "$root"/root "$root"/srv "$root"/mnt \
-  "$root"/dev "$root"/proc "$root"/sys "$root"/run "$root"/tmp "$root"/ostree
-mkdir -p "$root"/{boot,var,dev,proc,sys,run,sysroot}
-mkdir -m 1777 "$root/tmp"
-for l in ostree:sysroot/ostree home:var/home opt:var/opt root:var/roothome srv:var/srv mnt:var/mnt; do
-  ln -s "${l#*:}" "$root/${l%%:*}"
-done
-cat >"$root/usr/lib/ostree/prepare-root.conf" <<'EOF'
+  say "2/4 initramfs (dracut with its ostree module, about 40 s)"
+  kver=$(basename "$root"/lib/modules/*)
+  # A mount namespace of its own: nothing to unmount, nothing that could leak out.
+  unshare --mount --propagation private bash -ec '
+    for m in proc sys dev; do mount --rbind "/$m" "$1/$m"; done
+    chroot "$1" dracut --force --no-hostonly --reproducible --add ostree \
+      --kver "$2" "/usr/lib/modules/$2/initramfs.img"
+  ' - "$root" "$kver" >"$work/dracut.log" 2>&1 || { tail -n 30 "$work/dracut.log" >&2; exit 1; }
+  cp "$root/boot/vmlinuz-$kver" "$root/usr/lib/modules/$kver/vmlinuz"
+
+  say "3/4 the tree: /usr is the system, /etc its defaults, /var and /boot empty"
+  mkdir -p "$root"/usr/lib/{sysimage,ostree,tmpfiles.d}
+  mv "$root/var/lib/dpkg" "$root/usr/lib/sysimage/dpkg"
+  # The policy's module store lies in /var on Debian; a root that brings its own
+  # must keep it beside the policy it belongs to.
+  mv "$root/var/lib/selinux/default" "$root/etc/selinux/default/store"
+  mkdir -p "$root/etc/selinux/modules-store"
+  mv "$root/etc/selinux/default/store" "$root/etc/selinux/modules-store/default"
+  sed -i '/^store-root/d' "$root/etc/selinux/semanage.conf"
+  echo 'store-root = /etc/selinux/modules-store' >>"$root/etc/selinux/semanage.conf"
+  rm -rf "$root"/boot "$root"/var "$root"/home "$root"/opt "$root"/root "$root"/srv "$root"/mnt \
+    "$root"/dev "$root"/proc "$root"/sys "$root"/run "$root"/tmp "$root"/ostree
+  mkdir -p "$root"/{boot,var,dev,proc,sys,run,sysroot}
+  mkdir -m 1777 "$root/tmp"
+  for l in ostree:sysroot/ostree home:var/home opt:var/opt root:var/roothome srv:var/srv mnt:var/mnt; do
+    ln -s "${l#*:}" "$root/${l%%:*}"
+  done
+  cat >"$root/usr/lib/ostree/prepare-root.conf" <<'EOF'
 [composefs]
 enabled = no
 
 [sysroot]
 readonly = true
 EOF
-cat >"$root/usr/lib/tmpfiles.d/image-var.conf" <<'EOF'
+  cat >"$root/usr/lib/tmpfiles.d/image-var.conf" <<'EOF'
 d /var/lib 0755 root root -
 d /var/lib/dpkg 0755 root root -
 d /var/log 0755 root root -
@@ -97,36 +101,45 @@ d /var/srv 0755 root root -
 d /var/mnt 0755 root root -
 d /var/roothome 0700 root root -
 EOF
-cat >"$root/etc/systemd/network/80-dhcp.network" <<'EOF'
+  cat >"$root/etc/systemd/network/80-dhcp.network" <<'EOF'
 [Match]
 Type=ether
 
 [Network]
 DHCP=yes
 EOF
-systemctl --root="$root" enable -q systemd-networkd systemd-resolved
-ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
-: >"$root/etc/machine-id"
-echo kedge-lab >"$root/etc/hostname"
-rm -f "$root"/etc/{fstab,mtab} "$root"/{vmlinuz,initrd.img}{,.old}
-# No password: the lab's guest is reachable through its console alone.
-sed -i 's/^root:[^:]*:/root::/' "$root/etc/shadow"
+  systemctl --root="$root" enable -q systemd-networkd systemd-resolved
+  # Packages come with the image; nothing on the host looks for newer ones.
+  systemctl --root="$root" disable -q apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
+    e2scrub_all.timer podman-auto-update.timer
+  ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
+  : >"$root/etc/machine-id"
+  echo kedge-lab >"$root/etc/hostname"
+  rm -f "$root"/etc/{fstab,mtab} "$root"/{vmlinuz,initrd.img}{,.old}
+  # No password: the lab's guest is reachable through its console alone.
+  sed -i 's/^root:[^:]*:/root::/' "$root/etc/shadow"
 
-say "4/4 OCI layout: gzip, zstd and lab variants"
-go build -C "$lab_dir/../.." -o "$work/ocilayout" ./hack/lab/ocilayout
-pack() { nice "$work/ocilayout" "$@" --layout "$work/oci" --label containers.bootc=1; }
-pack --root "$root" --tag base --compression gzip
-pack --root "$root" --tag base20 --compression zstd --layers 20
-agent=$work/agent
-install -D -m 755 "$lab_dir/agent/kedge-lab-agent" "$agent/usr/libexec/kedge-lab-agent"
-install -D -m 644 "$lab_dir/agent/kedge-lab-agent.service" "$agent/usr/lib/systemd/system/kedge-lab-agent.service"
-mkdir -p "$agent/usr/lib/systemd/system/multi-user.target.wants"
-ln -s ../kedge-lab-agent.service "$agent/usr/lib/systemd/system/multi-user.target.wants/"
-pack --from base --root "$agent" --tag lab --compression zstd
+  say "4/4 OCI layout, with one gzip layer and with twenty zstd layers"
+  pack "$work" --root "$root" --tag base --compression gzip
+  pack "$work" --root "$root" --tag base20 --compression zstd --layers 20
+  rm -rf "$out"
+  mkdir "$out"
+  mv "$work/oci" "$layout"
+  touch "$out/done"
+}
 
-rm -rf "$out"
-mkdir "$out"
-mv "$work/oci" "$layout"
-touch "$out/done"
+# The agent is a layer of its own: changing it takes a second.
+add_agent() {
+  local agent=$work/agent
+  install -D -m 755 "$lab_dir/agent/kedge-lab-agent" "$agent/usr/libexec/kedge-lab-agent"
+  install -D -m 644 "$lab_dir/agent/kedge-lab-agent.service" "$agent/usr/lib/systemd/system/kedge-lab-agent.service"
+  mkdir -p "$agent/usr/lib/systemd/system/multi-user.target.wants"
+  ln -s ../kedge-lab-agent.service "$agent/usr/lib/systemd/system/multi-user.target.wants/"
+  pack "$out" --from base --root "$agent" --tag lab --compression zstd
+  touch "$out/agent-$agent_key"
+}
+
+[ -e "$out/done" ] || make_base
+add_agent
 say "made $layout ($(du -sh "$layout" | cut -f1))"
 echo "$layout"

@@ -25,8 +25,8 @@ type Machine struct {
 	Disk *Disk
 	Dir  string // consoles, sockets, kernels; must exist
 
-	// BootTimeout bounds a start until the agent answers; 0 is four minutes. A
-	// boot takes 50 s on two idle cores.
+	// BootTimeout bounds a start until the agent answers; 0 is eight minutes. A
+	// boot takes 45 s on two idle cores.
 	BootTimeout time.Duration
 	// ExtraOptions are added to the entry's kernel arguments.
 	ExtraOptions string
@@ -96,7 +96,7 @@ func (m *Machine) Boot(ctx context.Context) (*Guest, error) {
 	}()
 	timeout := m.BootTimeout
 	if timeout == 0 {
-		timeout = 4 * time.Minute
+		timeout = 8 * time.Minute
 	}
 	if err := g.awaitAgent(listener, time.Now().Add(timeout)); err != nil {
 		g.Kill()

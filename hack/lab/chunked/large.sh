@@ -32,6 +32,7 @@ commit=$(ostree commit --repo="$repo" --branch=base --tree=dir="$work/tree" --co
 
 say "2/3 sharing the objects out over $layers chunks of like size, in path order"
 ostree ls -R -C --repo="$repo" "$commit" | awk -v want="$layers" '
+  BEGIN { n = c = 0 }
   $1 ~ /^[-l]/ && !($5 in seen) { seen[$5] = 1; sum[n] = $5; size[n] = $4 + 512; left += size[n++] }
   END {
     printf "{\"version\":1,\"mapping\":{"
