@@ -46,24 +46,40 @@ func (h *Host) diff(ctx context.Context, a, b string) ([]v1.FileChange, error) {
 	changes := []v1.FileChange{}
 	// Times are the store's own and sizes follow from contents.
 	err = fstree.Diff(x, y, fstree.AllFields&^fstree.FieldMtime, func(c fstree.Change) error {
-		changes = append(changes, v1.FileChange{Path: "/" + c.Path, Change: changeWord(c)})
+		word, err := h.changeWord(c)
+		if err != nil {
+			return err
+		}
+		changes = append(changes, v1.FileChange{Path: "/" + c.Path, Change: word})
 		return ctx.Err()
 	})
 	return changes, err
 }
 
-func changeWord(c fstree.Change) string {
+const (
+	metaFields    = fstree.FieldPerm | fstree.FieldOwner | fstree.FieldXattrs
+	contentFields = fstree.FieldContent | fstree.FieldSize | fstree.FieldTarget | fstree.FieldRdev
+)
+
+func (h *Host) changeWord(c fstree.Change) (string, error) {
 	switch {
 	case c.A == nil:
-		return "added"
+		return "added", nil
 	case c.B == nil:
-		return "removed"
+		return "removed", nil
 	case c.A.Type() != c.B.Type():
-		return "type"
-	case c.Fields&(fstree.FieldContent|fstree.FieldTarget|fstree.FieldSize) != 0:
-		return "content"
+		return "type", nil
+	case c.Fields&contentFields == fstree.FieldContent && c.Fields&metaFields != 0:
+		// A store's handle may cover a file's metadata too.
+		same, err := h.store.SameContent(c.A, c.B)
+		if err != nil || same {
+			return "metadata", err
+		}
+		return "content", nil
+	case c.Fields&contentFields != 0:
+		return "content", nil
 	}
-	return "metadata"
+	return "metadata", nil
 }
 
 // rootNamed returns the root that a name stands for.

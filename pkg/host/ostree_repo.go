@@ -1,8 +1,10 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 
@@ -82,4 +84,37 @@ func (s *ostreeStore) Tree(ctx context.Context, root string) (*fstree.Tree, erro
 		return nil, fault.New(fault.Corrupt, "run kedge fsck", "read the tree of %s: %w", root, err)
 	}
 	return tree, err
+}
+
+// SameContent reports whether two regular files of Tree, of one size, have the
+// same bytes. Their handles are the checksums of objects, which cover owner,
+// mode and attributes too.
+func (s *ostreeStore) SameContent(a, b *fstree.Inode) (bool, error) {
+	_, x, err := s.repo.OpenFile(object.Checksum(a.Content))
+	if err != nil {
+		return false, err
+	}
+	defer x.Close()
+	_, y, err := s.repo.OpenFile(object.Checksum(b.Content))
+	if err != nil {
+		return false, err
+	}
+	defer y.Close()
+	left, right := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		n, err := io.ReadFull(x, left)
+		m, err2 := io.ReadFull(y, right)
+		if !bytes.Equal(left[:n], right[:m]) {
+			return false, nil
+		}
+		if err == nil && err2 == nil {
+			continue
+		}
+		for _, e := range []error{err, err2} {
+			if e != nil && e != io.EOF && e != io.ErrUnexpectedEOF {
+				return false, e
+			}
+		}
+		return true, nil
+	}
 }

@@ -1,0 +1,248 @@
+package host
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	ociv1 "github.com/google/go-containerregistry/pkg/v1"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/e2e/smallimage"
+	"github.com/kedge-os/kedge/internal/lab"
+	"github.com/kedge-os/kedge/internal/testregistry"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/ocibridge"
+	"github.com/kedge-os/kedge/pkg/ostree/object"
+)
+
+// world is a sysroot in the making, a registry with images for it, and a
+// machine that may be booted from it.
+type world struct {
+	t        testing.TB
+	dir      string // the sysroot
+	machine  string // the pretended machine's root
+	registry string
+	conf     string // policy.json and registries.conf
+	now      time.Time
+}
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	lab.NeedRoot(t)
+	lab.Need(t, "chattr")
+	w := &world{
+		t: t, dir: t.TempDir(), machine: t.TempDir(), conf: t.TempDir(), registry: testregistry.Start(t),
+		now: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC),
+	}
+	w.write(w.conf+"/policy.json", `{"default":[{"type":"insecureAcceptAnything"}]}`)
+	w.write(w.conf+"/registries.conf", fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", w.registry))
+	t.Cleanup(func() {
+		// Deployments are immutable; the test's own clean-up could not remove them.
+		_ = exec.Command("chattr", "-R", "-f", "-i", w.dir).Run()
+	})
+	return w
+}
+
+func (w *world) write(path, text string) {
+	w.t.Helper()
+	must(w.t, os.MkdirAll(filepath.Dir(path), 0o755))
+	must(w.t, os.WriteFile(path, []byte(text), 0o644))
+}
+
+func (w *world) config() Config {
+	return Config{
+		Sysroot: w.dir, Machine: w.machine, NoSync: true,
+		Clock: func() time.Time { w.now = w.now.Add(time.Minute); return w.now },
+		Images: ocibridge.Options{
+			PolicyFile: w.conf + "/policy.json", RegistriesConf: w.conf + "/registries.conf", CertDir: w.conf,
+			Retry: ocibridge.Retry{Attempts: 1, Wait: time.Millisecond}, Architecture: "amd64",
+		},
+	}
+}
+
+// push puts a version of the small OS, with more files, into the registry and
+// returns its reference and digest.
+func (w *world) push(tag string, version int, more ...smallimage.Entry) (ref, digest string) {
+	w.t.Helper()
+	return w.pushImage(tag, image(w.t, version, more...))
+}
+
+func (w *world) pushImage(tag string, img ociv1.Image) (ref, digest string) {
+	w.t.Helper()
+	ref = w.registry + "/os:" + tag
+	testregistry.Push(w.t, ref, img)
+	d, err := img.Digest()
+	must(w.t, err)
+	return ref, d.String()
+}
+
+// image is a version of the small OS with a second layer of more files.
+func image(t testing.TB, version int, more ...smallimage.Entry) ociv1.Image {
+	t.Helper()
+	layers := []ociv1.Layer{layer(t, smallimage.OS(version))}
+	if len(more) > 0 {
+		layers = append(layers, layer(t, more))
+	}
+	img, err := smallimage.Image(fmt.Sprintf("%d.0", version), layers...)
+	must(t, err)
+	return img
+}
+
+func layer(t testing.TB, entries []smallimage.Entry) ociv1.Layer {
+	t.Helper()
+	raw, err := smallimage.Tar(entries)
+	must(t, err)
+	l, err := smallimage.NewLayer(smallimage.Gzip(raw), raw)
+	must(t, err)
+	return l
+}
+
+func (w *world) install(ref string, kargs ...string) *v1.Result {
+	w.t.Helper()
+	r, err := Install(context.Background(), w.config(), InstallOptions{Image: ref, Kargs: kargs})
+	must(w.t, err)
+	return r
+}
+
+func (w *world) open() *Host {
+	w.t.Helper()
+	h, err := Open(context.Background(), w.config())
+	must(w.t, err)
+	w.t.Cleanup(h.Close)
+	return h
+}
+
+// do opens the host, runs one operation and closes it, as a command does.
+func (w *world) do(op func(*Host) (*v1.Result, error)) *v1.Result {
+	w.t.Helper()
+	r, err := w.try(op)
+	must(w.t, err)
+	return r
+}
+
+func (w *world) try(op func(*Host) (*v1.Result, error)) (*v1.Result, error) {
+	w.t.Helper()
+	h, err := Open(context.Background(), w.config())
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	return op(h)
+}
+
+func (w *world) switchTo(ref string) *v1.Result {
+	w.t.Helper()
+	return w.do(func(h *Host) (*v1.Result, error) { return h.Switch(context.Background(), SwitchOptions{Image: ref}) })
+}
+
+func (w *world) status() *v1.Host {
+	w.t.Helper()
+	s, err := ReadStatus(context.Background(), w.config())
+	must(w.t, err)
+	return s
+}
+
+// boot pretends that the machine runs from the default deployment: its root
+// becomes what ostree-prepare-root leaves.
+func (w *world) boot() {
+	w.t.Helper()
+	must(w.t, os.RemoveAll(w.machine))
+	list, err := w.open().store.Deployments()
+	must(w.t, err)
+	d := list[0]
+	dir := filepath.Join(w.dir, "ostree/deploy", d.stateroot, "deploy", fmt.Sprintf("%s.%d", d.root, d.serial))
+	for _, sub := range []string{"run", "proc"} {
+		must(w.t, os.MkdirAll(filepath.Join(w.machine, sub), 0o755))
+	}
+	must(w.t, os.Symlink(w.dir, filepath.Join(w.machine, "sysroot")))
+	must(w.t, os.Symlink(filepath.Join(w.dir, "boot"), filepath.Join(w.machine, "boot")))
+	must(w.t, os.Symlink(filepath.Join(dir, "etc"), filepath.Join(w.machine, "etc")))
+	must(w.t, os.Symlink(filepath.Join(w.dir, "ostree/deploy", d.stateroot, "var"), filepath.Join(w.machine, "var")))
+	st, err := os.Stat(dir)
+	must(w.t, err)
+	sys := st.Sys().(*syscall.Stat_t)
+	devino := binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, sys.Dev), sys.Ino)
+	meta := object.Dict{{Key: "backing-root-device-inode", Value: object.Variant{Type: "(tt)", Data: devino}}}
+	w.write(w.machine+"/run/ostree-booted", string(meta.Encode()))
+	w.write(w.machine+"/proc/cmdline", "quiet\n")
+}
+
+// shutdown does what kedge's unit does at shutdown, then boots the default.
+func (w *world) shutdown() {
+	w.t.Helper()
+	h, err := Open(context.Background(), w.config())
+	must(w.t, err)
+	must(w.t, h.Finalize(context.Background()))
+	h.Close()
+	w.boot()
+}
+
+// ostree runs the real program on the sysroot.
+func (w *world) ostree(args ...string) string {
+	w.t.Helper()
+	lab.Need(w.t, "ostree")
+	out, err := exec.Command("ostree", args...).CombinedOutput()
+	if err != nil {
+		w.t.Fatalf("ostree %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// agree checks that the real ostree sees the deployments that kedge sees, and
+// that its fsck passes.
+func (w *world) agree() {
+	w.t.Helper()
+	out := w.ostree("admin", "status", "--sysroot="+w.dir)
+	var theirs []string
+	for line := range strings.Lines(out) {
+		f := strings.Fields(strings.TrimPrefix(strings.TrimSpace(line), "* "))
+		if len(f) >= 2 && strings.Contains(f[1], ".") && len(f[1]) > 64 {
+			theirs = append(theirs, f[0]+"/"+f[1])
+		}
+	}
+	list, err := w.open().store.Deployments()
+	must(w.t, err)
+	var ours []string
+	for _, d := range list {
+		ours = append(ours, d.id)
+	}
+	if strings.Join(theirs, " ") != strings.Join(ours, " ") {
+		w.t.Errorf("deployments of ostree admin status: %q, of kedge: %q", theirs, ours)
+	}
+	w.ostree("fsck", "--quiet", "--repo="+w.dir+"/ostree/repo")
+}
+
+func (w *world) file(d, name string) string {
+	w.t.Helper()
+	_, rest, _ := strings.Cut(d, "/")
+	stateroot, _, _ := strings.Cut(d, "/")
+	data, err := os.ReadFile(filepath.Join(w.dir, "ostree/deploy", stateroot, "deploy", rest, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return ""
+	}
+	must(w.t, err)
+	return string(data)
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantKind(t testing.TB, err error, kind fault.Kind, text string) {
+	t.Helper()
+	if fault.KindOf(err) != kind || err == nil || !strings.Contains(err.Error(), text) {
+		t.Errorf("error = %v (%s), want one of kind %q about %q", err, fault.KindOf(err), kind, text)
+	}
+}
