@@ -12,6 +12,7 @@ import (
 
 	"github.com/docker/distribution/registry/api/errcode"
 	v2 "github.com/docker/distribution/registry/api/v2"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/oci/layout"
 
@@ -49,20 +50,25 @@ func classify(err error, doing string) error {
 func kindOf(err error) (fault.Kind, string) {
 	var (
 		unauthorized docker.ErrUnauthorizedForCredentials
-		code         errcode.Error
+		code         errcode.ErrorCoder
 		codes        errcode.Errors
 		status       docker.UnexpectedHTTPStatusError
 		noImage      layout.ImageNotFoundError
+		resumed      *transport.Error
 	)
 	switch {
+	case errors.Is(err, docker.ErrTooManyRequests):
+		return kindOfStatus(http.StatusTooManyRequests)
 	case errors.As(err, &unauthorized):
 		return fault.Denied, authHint
 	case errors.As(err, &code):
-		return kindOfCode(code.Code)
+		return kindOfCode(code.ErrorCode())
 	case errors.As(err, &codes) && len(codes) > 0:
 		return kindOf(codes[0])
 	case errors.As(err, &status):
 		return kindOfStatus(status.StatusCode)
+	case errors.As(err, &resumed):
+		return kindOfStatus(resumed.StatusCode)
 	case errors.As(err, &noImage), errors.Is(err, fs.ErrNotExist):
 		return fault.NotFound, nameHint
 	case errors.Is(err, fs.ErrPermission):

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"reflect"
 	"sync"
 	"time"
 
@@ -42,89 +41,30 @@ func (r Retry) withDefaults() Retry {
 
 // blobs opens the blobs of an image.
 type blobs struct {
-	src   types.ImageSource
-	retry Retry
-	log   *slog.Logger
-	mu    sync.Mutex // held around GetBlob where the transport is not thread-safe
+	src    types.ImageSource
+	resume *resumer // registries only
+	retry  Retry
+	log    *slog.Logger
+	mu     sync.Mutex // held around GetBlob where the transport is not thread-safe
 }
 
 // open returns a stream of a blob that continues by itself where a connection
-// breaks. size is what the manifest says.
+// breaks.
 func (b *blobs) open(ctx context.Context, info types.BlobInfo) *blobReader {
 	return &blobReader{blobs: b, ctx: ctx, info: info}
 }
 
 // from opens a blob at an offset.
 func (b *blobs) from(ctx context.Context, info types.BlobInfo, offset int64) (io.ReadCloser, error) {
-	if offset > 0 {
-		if r, err, ok := rangeFrom(ctx, b.src, info, offset); ok {
-			return r, err
-		}
+	if offset > 0 && b.resume != nil {
+		return b.resume.from(ctx, info.Digest, offset)
 	}
 	if !b.src.HasThreadSafeGetBlob() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 	}
 	r, _, err := b.src.GetBlob(ctx, info, none.NoCache)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := io.CopyN(io.Discard, r, offset); err != nil {
-		r.Close()
-		return nil, err
-	}
-	return r, nil
-}
-
-// rangeFrom asks for the rest of a blob with a Range request, through the
-// transport's own GetBlobAt: it has the credentials, the certificates and the
-// mirrors. That method takes a slice of a struct {Offset, Length uint64} that
-// go.podman.io/image keeps in an internal package, so it can only be called by
-// reflection. ok is false where a transport has no such method.
-//
-// The body that GetBlob returns resumes too, but gives up on a second break
-// within a megabyte or a minute, on any error other than a reset, and when the
-// registry refuses one connection.
-func rangeFrom(ctx context.Context, src types.ImageSource, info types.BlobInfo, offset int64) (_ io.ReadCloser, _ error, ok bool) {
-	at := reflect.ValueOf(src).MethodByName("GetBlobAt")
-	if !at.IsValid() || at.Type().NumIn() != 3 || at.Type().NumOut() != 3 || at.Type().In(2).Kind() != reflect.Slice {
-		return nil, nil, false
-	}
-	chunks := reflect.MakeSlice(at.Type().In(2), 1, 1)
-	first, length := chunks.Index(0).FieldByName("Offset"), chunks.Index(0).FieldByName("Length")
-	if !first.IsValid() || !length.IsValid() || !first.CanUint() || !length.CanUint() {
-		return nil, nil, false
-	}
-	first.SetUint(uint64(offset))
-	length.SetUint(^uint64(0)) // to the end
-	out := at.Call([]reflect.Value{reflect.ValueOf(ctx), reflect.ValueOf(info), chunks})
-	if err, _ := out[2].Interface().(error); err != nil {
-		return nil, err, true
-	}
-	streams, isStreams := out[0].Interface().(chan io.ReadCloser)
-	errs, isErrs := out[1].Interface().(chan error)
-	if !isStreams || !isErrs {
-		return nil, nil, false
-	}
-	for {
-		select {
-		case r, open := <-streams:
-			if open {
-				return r, nil, true
-			}
-			streams = nil
-		case err, open := <-errs:
-			if open {
-				return nil, err, true
-			}
-			errs = nil
-		case <-ctx.Done():
-			return nil, ctx.Err(), true
-		}
-		if streams == nil && errs == nil {
-			return nil, errors.New("the registry answered a Range request with nothing"), true
-		}
-	}
+	return r, err
 }
 
 // blobReader reads a blob. Its errors are classified; io.EOF comes exactly at

@@ -52,15 +52,17 @@ func Open(ctx context.Context, ref Reference, opt Options) (_ *Source, err error
 	if err != nil {
 		return nil, classify(err, doing)
 	}
-	if ref.Transport != Registry {
-		opt.Retry.Attempts = 1 // a local file does not get better
-	}
 	s := &Source{Reference: ref, opt: opt, src: src, blobs: &blobs{src: src, retry: opt.Retry, log: opt.Logger}}
 	defer func() {
 		if err != nil {
 			s.Close()
 		}
 	}()
+	if ref.Transport != Registry {
+		s.blobs.retry.Attempts = 1 // a local file does not get better
+	} else if s.blobs.resume, err = newResumer(sys, ref); err != nil {
+		return nil, err
+	}
 	mediaType, err := s.readManifest(ctx, sys)
 	if err != nil {
 		return nil, classify(err, doing)
@@ -72,7 +74,12 @@ func Open(ctx context.Context, ref Reference, opt Options) (_ *Source, err error
 }
 
 // Close frees the source's connections.
-func (s *Source) Close() error { return s.src.Close() }
+func (s *Source) Close() error {
+	if s.blobs.resume != nil {
+		s.blobs.resume.close()
+	}
+	return s.src.Close()
+}
 
 // readManifest reads the manifest and evaluates the policy, and returns the
 // manifest's media type.

@@ -1,6 +1,8 @@
 package ocibridge
 
 import (
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -140,6 +142,9 @@ func (r Reference) imageReference() (types.ImageReference, error) {
 			return storage.Transport.ParseReference(r.Name)
 		}
 	}()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "check the path", "image %s: %w", r, err)
+	}
 	if err != nil {
 		return nil, fault.New(fault.Usage, "check how the image is written", "image reference %q: %w", r, err)
 	}
