@@ -134,7 +134,7 @@ func (g *generator) dir(depth int) *Inode {
 			break
 		}
 		name := g.name()
-		if names[name] {
+		if names[name] || name == "." || name == ".." {
 			continue
 		}
 		names[name] = true
@@ -199,7 +199,7 @@ func (g *generator) addLinks() {
 	}
 	for range g.IntN(5) {
 		dir, name := pick(g, g.dirs...), g.name()
-		if dir.Lookup(name) != nil {
+		if dir.Lookup(name) != nil || name == "." || name == ".." {
 			continue
 		}
 		dir.Entries = append(dir.Entries, Dirent{Name: name, Inode: pick(g, g.files...), Link: true})
