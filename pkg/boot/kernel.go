@@ -83,7 +83,7 @@ func locateKernel(root *os.Root) (*Kernel, error) {
 		}
 	}
 	if k == nil {
-		return nil, fault.New(fault.NotFound, "the image needs /usr/lib/modules/VERSION/vmlinuz and initramfs.img", "the image has no kernel")
+		return nil, fault.New(fault.Conflict, "the image needs /usr/lib/modules/VERSION/vmlinuz and initramfs.img", "the image has no kernel")
 	}
 	return k, nil
 }

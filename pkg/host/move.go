@@ -146,6 +146,9 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 		return nil, err
 	}
 	if isAt(base, m.follow, info.digest) && base.downloadOnly == m.hold && !m.retain {
+		if err := h.store.Settle(ctx); err != nil {
+			return nil, err
+		}
 		return &v1.Result{Operation: m.verb, Image: info.status(m.follow), ID: base.id, Staged: base.staged, DownloadOnly: base.downloadOnly}, nil
 	}
 	if err := checkSpace(h.space(list, info)); err != nil {

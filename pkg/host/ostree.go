@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -27,6 +28,10 @@ type ostreeStore struct {
 	cfg     Config
 	sysroot *boot.Sysroot
 	repo    *ostree.Repo
+
+	begun       bool // this process has announced a change
+	interrupted bool // a writer that died had announced one
+	swept       bool // nothing is left over of it
 }
 
 func openOSTree(cfg Config) (*ostreeStore, error) {
@@ -61,11 +66,24 @@ func (s *ostreeStore) Root() *os.Root { return s.sysroot.Root() }
 // Booted reports whether the machine runs from this store.
 func (s *ostreeStore) Booted() bool { return s.sysroot.IsBooted() }
 
-// Lock excludes every other writer, libostree's too, until Unlock.
-func (s *ostreeStore) Lock(ctx context.Context) error { return s.sysroot.Lock(ctx) }
+// Lock excludes every other writer, libostree's too, until Unlock, and clears
+// up after one that died.
+func (s *ostreeStore) Lock(ctx context.Context) error {
+	if err := s.sysroot.Lock(ctx); err != nil {
+		return err
+	}
+	if err := s.recover(ctx); err != nil {
+		s.sysroot.Unlock()
+		return fmt.Errorf("remove what an interrupted change left: %w", err)
+	}
+	return nil
+}
 
-// Unlock ends what Lock began.
-func (s *ostreeStore) Unlock() { s.sysroot.Unlock() }
+// Unlock ends what Lock began, and takes back what a failed change left.
+func (s *ostreeStore) Unlock() {
+	s.finish()
+	s.sysroot.Unlock()
+}
 
 // Problems returns what is wrong with the sysroot and was passed over.
 func (s *ostreeStore) Problems() []error { return s.sysroot.Problems() }

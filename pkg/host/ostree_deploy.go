@@ -33,6 +33,9 @@ type deployRequest struct {
 // the booted host it is staged (commit point: the staged marker), else the
 // boot entries are written (commit point: boot.Write's).
 func (s *ostreeStore) Deploy(ctx context.Context, r deployRequest) (*deployment, error) {
+	if err := s.begin(); err != nil {
+		return nil, err
+	}
 	req := boot.DeployRequest{Stateroot: r.stateroot, Commit: r.root, Merge: s.sysroot.MergeFor(r.stateroot)}
 	var base *boot.Deployment
 	var err error
@@ -109,6 +112,9 @@ func (s *ostreeStore) SetDefault(ctx context.Context, d *deployment) error {
 	if err != nil {
 		return err
 	}
+	if err := s.begin(); err != nil {
+		return err
+	}
 	return s.sysroot.Write(ctx, s.sysroot.WithDefault(b))
 }
 
@@ -127,6 +133,9 @@ func (s *ostreeStore) Remove(ctx context.Context, gone ...*deployment) error {
 			}
 		}
 		list = kept
+	}
+	if err := s.begin(); err != nil {
+		return err
 	}
 	return s.sysroot.Write(ctx, list)
 }

@@ -23,13 +23,25 @@ type swept struct {
 // of removed deployments, images without a deployment, their layers. Objects
 // are looked through, which takes the longest, only where something went that
 // had some.
-func (s *ostreeStore) Sweep(ctx context.Context) (swept, error) { return s.sweep(ctx, false) }
+func (s *ostreeStore) Sweep(ctx context.Context) (swept, error) {
+	return s.sweep(ctx, sweepOptions{prune: s.interrupted})
+}
 
 // SweepAll is Sweep that always looks through the objects, and that gives back
 // what interrupted imports left too.
-func (s *ostreeStore) SweepAll(ctx context.Context) (swept, error) { return s.sweep(ctx, true) }
+func (s *ostreeStore) SweepAll(ctx context.Context) (swept, error) {
+	if err := s.begin(); err != nil {
+		return swept{}, err
+	}
+	return s.sweep(ctx, sweepOptions{prune: true, staged: true})
+}
 
-func (s *ostreeStore) sweep(ctx context.Context, all bool) (swept, error) {
+type sweepOptions struct {
+	prune  bool // look through the objects, whatever was removed
+	staged bool // give back what interrupted imports left
+}
+
+func (s *ostreeStore) sweep(ctx context.Context, o sweepOptions) (swept, error) {
 	if err := s.sysroot.Cleanup(ctx); err != nil {
 		return swept{}, err
 	}
@@ -46,12 +58,13 @@ func (s *ostreeStore) sweep(ctx context.Context, all bool) (swept, error) {
 	if err != nil {
 		return swept{}, fmt.Errorf("remove layers without an image: %w", err)
 	}
-	if all {
+	if o.staged {
 		if err := s.dropStaged(ctx); err != nil {
 			return swept{}, err
 		}
 	}
-	if !all && images+layers == 0 {
+	if !o.prune && images+layers == 0 {
+		s.swept = true
 		return swept{}, nil
 	}
 	keep, err := s.deployedCommits()
@@ -62,6 +75,7 @@ func (s *ostreeStore) sweep(ctx context.Context, all bool) (swept, error) {
 	if err != nil {
 		return swept{}, fmt.Errorf("remove objects that nothing needs: %w", err)
 	}
+	s.swept = true
 	return swept{objects: done.Pruned, bytes: done.Freed}, nil
 }
 

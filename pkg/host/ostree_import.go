@@ -19,7 +19,15 @@ const importerVersion = "kedge-1"
 // Import brings an image into the repository under the name ref and returns
 // its root. The commit point is that of ostree.WriteContainer; layers that
 // were fetched before a failure are kept for the next try.
-func (s *ostreeStore) Import(ctx context.Context, src *ocibridge.Source, ref ocibridge.Reference) (string, error) {
+func (s *ostreeStore) Import(ctx context.Context, src *ocibridge.Source, ref ocibridge.Reference) (root string, err error) {
+	if err := s.begin(); err != nil {
+		return "", err
+	}
+	defer func() {
+		if err != nil {
+			s.abandon(ctx, err)
+		}
+	}()
 	state, err := s.state()
 	if err != nil {
 		return "", err

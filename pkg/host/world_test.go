@@ -14,6 +14,7 @@ import (
 	"time"
 
 	ociv1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/e2e/smallimage"
@@ -33,6 +34,7 @@ type world struct {
 	registry string
 	conf     string // policy.json and registries.conf
 	now      time.Time
+	mounts   []string
 }
 
 func newWorld(t testing.TB) *world {
@@ -46,6 +48,7 @@ func newWorld(t testing.TB) *world {
 	w.write(w.conf+"/policy.json", `{"default":[{"type":"insecureAcceptAnything"}]}`)
 	w.write(w.conf+"/registries.conf", fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", w.registry))
 	t.Cleanup(func() {
+		w.unmount()
 		// Deployments are immutable; the test's own clean-up could not remove them.
 		_ = exec.Command("chattr", "-R", "-f", "-i", w.dir).Run()
 	})
@@ -117,7 +120,7 @@ func (w *world) open() *Host {
 	w.t.Helper()
 	h, err := Open(context.Background(), w.config())
 	must(w.t, err)
-	w.t.Cleanup(h.Close)
+	w.t.Cleanup(h.Close) // closing twice is fine
 	return h
 }
 
@@ -155,9 +158,12 @@ func (w *world) status() *v1.Host {
 // becomes what ostree-prepare-root leaves.
 func (w *world) boot() {
 	w.t.Helper()
-	must(w.t, os.RemoveAll(w.machine))
-	list, err := w.open().store.Deployments()
+	h := w.open()
+	list, err := h.store.Deployments()
 	must(w.t, err)
+	h.Close()
+	w.unmount()
+	must(w.t, os.RemoveAll(w.machine))
 	d := list[0]
 	dir := filepath.Join(w.dir, "ostree/deploy", d.stateroot, "deploy", fmt.Sprintf("%s.%d", d.root, d.serial))
 	for _, sub := range []string{"run", "proc"} {
@@ -165,8 +171,8 @@ func (w *world) boot() {
 	}
 	must(w.t, os.Symlink(w.dir, filepath.Join(w.machine, "sysroot")))
 	must(w.t, os.Symlink(filepath.Join(w.dir, "boot"), filepath.Join(w.machine, "boot")))
-	must(w.t, os.Symlink(filepath.Join(dir, "etc"), filepath.Join(w.machine, "etc")))
-	must(w.t, os.Symlink(filepath.Join(w.dir, "ostree/deploy", d.stateroot, "var"), filepath.Join(w.machine, "var")))
+	w.bind(filepath.Join(dir, "etc"), filepath.Join(w.machine, "etc"))
+	w.bind(filepath.Join(w.dir, "ostree/deploy", d.stateroot, "var"), filepath.Join(w.machine, "var"))
 	st, err := os.Stat(dir)
 	must(w.t, err)
 	sys := st.Sys().(*syscall.Stat_t)
@@ -174,6 +180,22 @@ func (w *world) boot() {
 	meta := object.Dict{{Key: "backing-root-device-inode", Value: object.Variant{Type: "(tt)", Data: devino}}}
 	w.write(w.machine+"/run/ostree-booted", string(meta.Encode()))
 	w.write(w.machine+"/proc/cmdline", "quiet\n")
+}
+
+func (w *world) bind(from, to string) {
+	w.t.Helper()
+	must(w.t, os.MkdirAll(to, 0o755))
+	must(w.t, unix.Mount(from, to, "", unix.MS_BIND, ""))
+	w.mounts = append(w.mounts, to)
+}
+
+func (w *world) unmount() {
+	for _, m := range w.mounts {
+		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil {
+			w.t.Errorf("unmount %s: %v", m, err)
+		}
+	}
+	w.mounts = nil
 }
 
 // shutdown does what kedge's unit does at shutdown, then boots the default.

@@ -1,0 +1,214 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/internal/jsonschema"
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// TestBootedStages follows a booted host through what an admin does to it.
+func TestBootedStages(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	ref, one := w.push("stable", 1)
+	first := w.install(ref, "rw").ID
+	w.boot()
+	if s := w.status(); s.Status.Booted == nil || s.Status.Booted.Kedge.ID != first || *s.Status.Type != v1.TypeBootcHost {
+		t.Fatalf("status of a booted host = %+v, want %s booted", s.Status, first)
+	}
+
+	_, two := w.push("stable", 2)
+	r := w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{}) })
+	if !r.Staged || !r.Changed || r.Image.ImageDigest != two {
+		t.Errorf("upgrade on a booted host = %+v, want %s staged", r, two)
+	}
+	s := w.status()
+	if s.Status.Staged == nil || s.Status.Staged.Image.ImageDigest != two || !s.Status.Staged.Kedge.Next || s.Status.Booted.Kedge.Next {
+		t.Errorf("status after the upgrade: staged = %+v, want %s, next", s.Status.Staged, two)
+	}
+	w.fitsSchema(s)
+	if r = w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{}) }); r.Changed || !r.Staged {
+		t.Errorf("upgrade again = %+v, want no change", r)
+	}
+	// Kernel arguments are asked of the staged deployment, and stay asked when
+	// it is replaced.
+	w.do(func(h *Host) (*v1.Result, error) { return h.Kargs(ctx, KargsOptions{Append: []string{"quiet"}}) })
+	_, three := w.push("stable", 3)
+	w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{}) })
+	// Edits between the staging and the shutdown count.
+	w.write(w.machine+"/etc/edited.conf", "late\n")
+	w.shutdown()
+	s = w.status()
+	if s.Status.Staged != nil || s.Status.Booted.Image.ImageDigest != three || s.Status.Rollback.Image.ImageDigest != one {
+		t.Errorf("status after the reboot = %+v, want %s booted and %s kept", s.Status, three, one)
+	}
+	if got := strings.Join(s.Status.Booted.Kedge.Kargs, " "); got != "rw quiet" {
+		t.Errorf("kernel arguments after the reboot = %q", got)
+	}
+	if got := w.file(s.Status.Booted.Kedge.ID, "etc/edited.conf"); got != "late\n" {
+		t.Errorf("/etc/edited.conf after the reboot = %q, want the late edit", got)
+	}
+	w.agree()
+
+	rollback := func() *v1.Result {
+		return w.do(func(h *Host) (*v1.Result, error) { return h.Rollback(ctx) })
+	}
+	if r = rollback(); r.Staged || r.Image.ImageDigest != one {
+		t.Errorf("rollback on a booted host = %+v, want %s queued at once", r, one)
+	}
+	if s = w.status(); !s.Status.RollbackQueued || s.Spec.BootOrder != v1.BootOrderRollback || !s.Status.Rollback.Kedge.Next {
+		t.Errorf("status after the rollback = %+v, want it queued", s.Status)
+	}
+	if r = rollback(); r.Image.ImageDigest != three {
+		t.Errorf("rollback again = %+v, want it undone", r)
+	}
+	if s = w.status(); s.Status.RollbackQueued {
+		t.Error("the rollback that was undone is still queued")
+	}
+	rollback()
+	w.shutdown()
+	if s = w.status(); s.Status.Booted.Image.ImageDigest != one {
+		t.Errorf("booted after the rollback: %+v, want %s", s.Status.Booted.Image, one)
+	}
+	w.agree()
+}
+
+func TestDownloadOnly(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	ref, one := w.push("stable", 1)
+	w.install(ref)
+	w.boot()
+	_, err := w.try(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{FromDownloaded: true}) })
+	wantKind(t, err, fault.NotFound, "nothing was downloaded")
+	_, two := w.push("stable", 2)
+	r := w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{DownloadOnly: true}) })
+	if !r.DownloadOnly || !r.Staged {
+		t.Errorf("upgrade --download-only = %+v", r)
+	}
+	if s := w.status(); !s.Status.Staged.DownloadOnly || s.Status.Staged.Kedge.Next || !s.Status.Booted.Kedge.Next {
+		t.Errorf("status = %+v, want the staged deployment held and the booted one next", s.Status)
+	}
+	h := w.open()
+	must(t, h.Finalize(ctx))
+	h.Close()
+	if s := w.status(); s.Status.Staged == nil || s.Status.Booted.Image.ImageDigest != one {
+		t.Errorf("after a shutdown: %+v, want nothing finalised", s.Status)
+	}
+	r = w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{FromDownloaded: true}) })
+	if !r.Changed || r.DownloadOnly {
+		t.Errorf("upgrade --from-downloaded = %+v", r)
+	}
+	w.shutdown()
+	if s := w.status(); s.Status.Booted.Image.ImageDigest != two {
+		t.Errorf("booted after the release: %+v, want %s", s.Status.Booted.Image, two)
+	}
+}
+
+func TestStagedIsDiscarded(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	ref, _ := w.push("stable", 1)
+	w.install(ref)
+	w.boot()
+	w.push("stable", 2)
+	staged := w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{}) }).ID
+	c, err := w.open().Cleanup(ctx, CleanupOptions{Staged: true})
+	must(t, err)
+	if len(c.Deployments) != 1 || c.Deployments[0] != staged || c.Objects == 0 {
+		t.Errorf("cleanup --staged = %+v, want %s and its objects gone", c, staged)
+	}
+	if s := w.status(); s.Status.Staged != nil || len(s.Status.OtherDeployments) != 0 {
+		t.Errorf("status after it = %+v", s.Status)
+	}
+	w.agree()
+}
+
+func TestPublishedStatus(t *testing.T) {
+	w := newWorld(t)
+	ref, _ := w.push("stable", 1)
+	w.install(ref)
+	w.boot()
+	must(t, w.open().Publish(context.Background()))
+	file := filepath.Join(w.machine, publishedFile)
+	st, err := os.Stat(file)
+	must(t, err)
+	if st.Mode().Perm() != 0o644 {
+		t.Errorf("%s has mode %o, want it readable for all", publishedFile, st.Mode())
+	}
+	s, err := published(w.config().withDefaults())
+	must(t, err)
+	if s.Status.Booted == nil || len(s.Status.Kedge.Warnings) != 0 {
+		t.Errorf("published status = %+v", s.Status)
+	}
+	// Whatever changes the deployments makes it stale until it is published
+	// again, which every writer of kedge does.
+	w.ostree("admin", "pin", "--sysroot="+w.dir, "0")
+	now := w.now
+	must(t, os.Chtimes(w.dir+"/ostree/deploy", now, now))
+	if s, err = published(w.config().withDefaults()); err != nil || len(s.Status.Kedge.Warnings) == 0 {
+		t.Errorf("published status after a change by ostree = %+v, %v, want a warning", s.Status.Kedge, err)
+	}
+	w.do(func(h *Host) (*v1.Result, error) { return h.Pin(context.Background(), 0, false) })
+	if s, err = published(w.config().withDefaults()); err != nil || len(s.Status.Kedge.Warnings) != 0 {
+		t.Errorf("published status after a change by kedge = %+v, %v", s.Status.Kedge, err)
+	}
+}
+
+// fitsSchema checks a status against the published schema.
+func (w *world) fitsSchema(s *v1.Host) {
+	w.t.Helper()
+	schema, err := os.ReadFile("../../docs/schema/host-v1.schema.json")
+	must(w.t, err)
+	doc, err := json.Marshal(s)
+	must(w.t, err)
+	if err := jsonschema.Validate(schema, doc); err != nil {
+		w.t.Errorf("status does not fit its schema: %v\n%s", err, doc)
+	}
+}
+
+func TestSelfInstallSurvivesSwitch(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	ref, _ := w.push("stable", 1)
+	w.install(ref)
+	w.boot()
+	plan := func() string {
+		p, err := w.open().Plan(ctx, PlanOptions{Inspect: true})
+		must(t, err)
+		for _, m := range p.Missing {
+			if m.What == "kedge" {
+				return m.Consequence
+			}
+		}
+		return ""
+	}
+	if got := plan(); !strings.Contains(got, "kedge is gone after the reboot") {
+		t.Errorf("plan before self install says %q", got)
+	}
+	paths, err := w.open().SelfInstall(ctx, "test")
+	must(t, err)
+	for _, p := range paths {
+		if _, err := os.Lstat(filepath.Join(w.machine, p)); err != nil {
+			t.Errorf("self install said %s: %v", p, err)
+		}
+	}
+	if got := plan(); !strings.Contains(got, "goes on working") {
+		t.Errorf("plan after self install says %q", got)
+	}
+	w.push("stable", 2)
+	w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{}) })
+	w.shutdown()
+	for _, p := range paths {
+		if _, err := os.Stat(filepath.Join(w.machine, p)); err != nil {
+			t.Errorf("after the switch: %v", err)
+		}
+	}
+}
