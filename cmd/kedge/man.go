@@ -105,7 +105,7 @@ func seeAlso(title string) string {
 // roff escapes a line: backslashes, hyphens that are minus signs, and a control
 // character at its start.
 func roff(s string) string {
-	s = strings.NewReplacer(`\`, `\e`, "-", `\-`).Replace(s)
+	s = strings.NewReplacer(`\`, `\e`, "-", `\-`, "…", "...").Replace(s)
 	if strings.HasPrefix(s, ".") || strings.HasPrefix(s, "'") {
 		s = `\&` + s
 	}

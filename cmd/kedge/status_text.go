@@ -77,7 +77,7 @@ func headline(sysroot string, s *v1.HostStatus) string {
 	case s.Booted == nil:
 		return fmt.Sprintf("%s is not booted. Its next boot takes %s.", sysroot, describe(next))
 	case s.Staged != nil && s.Staged.DownloadOnly:
-		return fmt.Sprintf("Running %s. %s is downloaded and waits for `kedge upgrade --from-downloaded`.", describe(s.Booted), capital(describe(s.Staged)))
+		return fmt.Sprintf("Running %s. Downloaded, and waiting for `kedge upgrade --from-downloaded`: %s.", describe(s.Booted), describe(s.Staged))
 	case s.Staged != nil:
 		return fmt.Sprintf("Running %s. The next reboot changes to %s.", describe(s.Booted), describe(s.Staged))
 	case s.RollbackQueued:
