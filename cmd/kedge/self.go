@@ -25,7 +25,7 @@ func cmdSelf(e *env) *cli.Command {
 				}
 				return runSelfInstall(c.Context, e)
 			},
-		}},
+		}, cmdSelfUnits(e)},
 	}
 }
 
