@@ -8,24 +8,10 @@ import (
 	"time"
 
 	"github.com/kedge-os/kedge/internal/lab"
-	"github.com/kedge-os/kedge/pkg/boot/units"
 )
 
 // rootArgs are the kernel arguments of a host whose disk is labelled root.
 var rootArgs = []string{"root=LABEL=root", "rw", "console=ttyS0", "panic=1"}
-
-func unitTexts(t *testing.T) map[string]string {
-	t.Helper()
-	texts := map[string]string{}
-	for _, name := range units.Names {
-		text, err := units.Text(name, units.DefaultProgram)
-		if err != nil {
-			t.Fatal(err)
-		}
-		texts[name] = text
-	}
-	return texts
-}
 
 // guest is a booted machine whose steps fail the test.
 type guest struct {

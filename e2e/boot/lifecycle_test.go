@@ -21,44 +21,32 @@ func TestLifecycle(t *testing.T) {
 func lifecycle(t *testing.T, fs string) {
 	w := theWorld(t)
 	w.buildHostImage(t, "os:one", "one")
-	w.build(t, "os:two", "FROM "+w.registry.Repo("os:one")+`
+	w.build(t, "os:one", "FROM "+w.Registry.Repo("os:one")+"\nRUN echo default >/etc/kedge-e2e.conf\n")
+	w.build(t, "os:two", "FROM "+w.Registry.Repo("os:one")+`
 RUN echo two >/usr/share/marker && \
     echo new default >/etc/kedge-e2e.conf && \
     echo brought by two >/etc/brought && \
     rm /usr/share/doc/bash/copyright && \
-    sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10-e2e.toml
-`, nil)
+    sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10-lab.toml
+`)
 
 	disk := w.newDisk(t, fs)
-	err := disk.With(t.Context(), func(root string) error {
-		args := []string{
-			"install", "to-filesystem", "--image", w.registry.Repo("os:one"),
-			"--target-image", w.registry.GuestRepo("os:one"), "--bootloader", "none",
-		}
-		for _, k := range rootArgs {
-			args = append(args, "--karg", k)
-		}
-		t.Log(w.run(t, append(args, root)...))
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.install(t, disk, "os:one")
 
 	m := w.machine(t, disk)
 	g := start(t, m)
 	g.checkHealth()
 	g.want("the installed image is booted", "cat /usr/share/marker", "one")
-	g.want("its kernel argument is there", "grep -o 'e2e.image=[a-z]*' /proc/cmdline", "e2e.image=one")
-	if got := g.status().Status.Booted.Image.Image.Image; got != w.registry.GuestRepo("os:one") {
+	g.want("its kernel argument is there", "grep -o 'lab.image=[a-z]*' /proc/cmdline", "lab.image=one")
+	if got := g.status().Status.Booted.Image.Image.Image; got != w.Registry.GuestRepo("os:one") {
 		t.Errorf("status says that %q is booted, want the target image", got)
 	}
 	g.sh(`echo local >/etc/local && echo admin >>/etc/hosts && chmod 600 /etc/hosts && rm /etc/issue.net
 		mkdir -p /var/lib/e2e && echo data >/var/lib/e2e/data`)
 
-	g.kedge("switch " + w.registry.GuestRepo("os:two"))
+	g.kedge("switch " + w.Registry.GuestRepo("os:two"))
 	s := g.status()
-	if s.Status.Staged == nil || s.Status.Staged.Image.Image.Image != w.registry.GuestRepo("os:two") {
+	if s.Status.Staged == nil || s.Status.Staged.Image.Image.Image != w.Registry.GuestRepo("os:two") {
 		t.Fatalf("after switch, status shows %+v as staged", s.Status.Staged)
 	}
 	g.want("libostree sees what is staged", "ostree admin status | grep -c staged", "1")
@@ -67,7 +55,7 @@ RUN echo two >/usr/share/marker && \
 	g = g.reboot(m)
 	g.checkHealth()
 	g.want("the new root is booted", "cat /usr/share/marker", "two")
-	g.want("the new image's kernel argument replaced the old", "grep -o 'e2e.image=[a-z]*' /proc/cmdline", "e2e.image=two")
+	g.want("the new image's kernel argument replaced the old", "grep -o 'lab.image=[a-z]*' /proc/cmdline", "lab.image=two")
 	g.want("arguments of the machine are kept", "grep -c root=LABEL=root /proc/cmdline", "1")
 	g.want("a removed file is gone", "ls /usr/share/doc/bash/copyright 2>/dev/null || echo gone", "gone")
 	g.want("a new default arrives", "cat /etc/kedge-e2e.conf", "new default")
@@ -86,7 +74,7 @@ RUN echo two >/usr/share/marker && \
 		t.Errorf("upgrade --check without news: exit code %d, want 77", code)
 	}
 
-	w.build(t, "os:two", "FROM "+w.registry.Repo("os:two")+"\nRUN echo three >/usr/share/marker\n", nil)
+	w.build(t, "os:two", "FROM "+w.Registry.Repo("os:two")+"\nRUN echo three >/usr/share/marker\n")
 	if code := g.exitCode("kedge upgrade --check --unchanged-exit-77"); code != 0 {
 		t.Errorf("upgrade --check with a newer digest: exit code %d, want 0", code)
 	}

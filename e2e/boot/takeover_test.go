@@ -28,7 +28,7 @@ func TestTakeOver(t *testing.T) {
 	out := g.sh("/var/kedge-brought self install")
 	t.Logf("kedge self install:\n%s", out)
 	g.sh("ln -sf /var/lib/kedge/bin/kedge /run/kedge-bin")
-	out = g.sh("/var/lib/kedge/bin/kedge switch " + w.registry.GuestRepo("takeover:latest"))
+	out = g.sh("/var/lib/kedge/bin/kedge switch " + w.Registry.GuestRepo("takeover:latest"))
 	t.Logf("kedge switch:\n%s", out)
 
 	g = g.reboot(m)
@@ -54,12 +54,12 @@ func TestTakeOver(t *testing.T) {
 // installWithOSTree deploys the base image's tree with ostree's own commands.
 func (w *world) installWithOSTree(t *testing.T, root string) error {
 	t.Helper()
-	tree, err := os.MkdirTemp(w.dir, "tree-")
+	tree, err := os.MkdirTemp(w.Dir, "tree-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(tree)
-	id, err := w.podman.Run(t.Context(), "create", w.registry.Repo("base:latest"))
+	id, err := w.Podman.Run(t.Context(), "create", w.Registry.Repo("base:latest"))
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ ostree admin stateroot-init os --sysroot="$2" 2>/dev/null || ostree admin os-ini
 ostree config --repo="$2/ostree/repo" set sysroot.readonly true
 ostree commit --repo="$2/ostree/repo" --branch=os/main --tree=dir="$1" --selinux-policy="$1" 2>/dev/null
 ostree admin deploy --sysroot="$2" --os=os os/main ` + "--karg=" + strings.Join(rootArgs, " --karg=")
-	graph, run := w.podman.Store()
+	graph, run := w.Podman.Store()
 	if _, err := lab.Command(t.Context(), "bash", "-c", script, "-", tree, root, graph, run, id); err != nil {
 		return err
 	}
@@ -84,10 +84,10 @@ ostree admin deploy --sysroot="$2" --os=os os/main ` + "--karg=" + strings.Join(
 	}
 	for _, d := range deployments {
 		conf := filepath.Join(d, "etc/containers/registries.conf.d/lab.conf")
-		if err := os.WriteFile(conf, []byte(w.registry.GuestConfig()), 0o644); err != nil {
+		if err := os.WriteFile(conf, []byte(w.Registry.GuestConfig()), 0o644); err != nil {
 			return err
 		}
 	}
-	_, err = lab.Command(t.Context(), "cp", w.kedge, filepath.Join(root, "ostree/deploy/os/var/kedge-brought"))
+	_, err = lab.Command(t.Context(), "cp", w.Kedge, filepath.Join(root, "ostree/deploy/os/var/kedge-brought"))
 	return err
 }

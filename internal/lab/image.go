@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -53,6 +54,17 @@ func Make(ctx context.Context, recipe string) (string, error) {
 		return "", fmt.Errorf("lab recipe %s: %w", recipe, err)
 	}
 	return lastLines(strings.TrimSpace(out), 1), nil
+}
+
+// MakeAloud is Make with the recipe's words on this process's stderr.
+func MakeAloud(ctx context.Context, recipe string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(SourceDir(), "hack/lab", recipe))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("lab recipe %s: %w", recipe, err)
+	}
+	return lastLines(strings.TrimSpace(string(out)), 1), nil
 }
 
 // SourceDir returns the top of kedge's source tree: the recipes lie there.
