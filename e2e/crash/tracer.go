@@ -102,7 +102,7 @@ func (t *tracer) trace(argv []string, out *os.File) error {
 	pid, err := syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
 		Env:   append(os.Environ(), childVariable+"=1"),
 		Files: []uintptr{null.Fd(), out.Fd(), out.Fd()},
-		Sys:   &syscall.SysProcAttr{Ptrace: true},
+		Sys:   &syscall.SysProcAttr{Ptrace: true, Setpgid: true},
 	})
 	if err != nil {
 		return err
@@ -119,7 +119,9 @@ func (t *tracer) trace(argv []string, out *os.File) error {
 		return err
 	}
 	for {
-		tid, err := unix.Wait4(-1, &ws, unix.WALL|wnothread, nil)
+		// The process group: this thread may have other children, of code that
+		// ran on it before.
+		tid, err := unix.Wait4(-pid, &ws, unix.WALL|wnothread, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.ECHILD):

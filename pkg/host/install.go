@@ -94,12 +94,17 @@ func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibri
 	if err != nil {
 		return nil, err
 	}
-	if len(list) > 0 || h.Booted() {
-		return nil, fault.New(fault.Conflict, "kedge switch moves an installed host to another image", "%s has deployments already", h.cfg.Sysroot)
-	}
 	info, err := sourceInfo(src)
 	if err != nil {
 		return nil, err
+	}
+	if d := list.current(); h.store.interrupted && len(list) == 1 && isAt(d, follow, info.digest) {
+		// The commit point was behind the installation that was interrupted.
+		h.changed(ctx, "install", nil, d)
+		return result("install", d), h.store.Settle(ctx)
+	}
+	if len(list) > 0 || h.Booted() {
+		return nil, fault.New(fault.Conflict, "kedge switch moves an installed host to another image", "%s has deployments already", h.cfg.Sysroot)
 	}
 	if err := checkSpace(h.space(nil, info)); err != nil {
 		return nil, err

@@ -274,7 +274,7 @@ func (r *Repo) writeRefs(list []refUpdate) (err error) {
 // stageRef writes a ref's file or symlink to tmp/ and returns its name there;
 // "" for a ref that is to be deleted.
 func (r *Repo) stageRef(u refUpdate, sync bool) (name string, err error) {
-	name = ".kedge-" + randomName()
+	name = sidePrefix + randomName()
 	switch {
 	case u.alias != "":
 		if strings.Contains(u.name, ":") {

@@ -247,7 +247,7 @@ func (r *Repo) replaceFile(name string, data []byte, perm uint32) error {
 	if err := r.fsync(tmp.File); err != nil {
 		return err
 	}
-	side := ".kedge-" + randomName()
+	side := sidePrefix + randomName()
 	if err := tmp.link(r.tmp, side); err != nil {
 		return err
 	}

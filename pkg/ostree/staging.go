@@ -126,6 +126,46 @@ func (r *Repo) removeStaging(s *staging) error {
 	return nil
 }
 
+// sidePrefix begins the names in tmp/ under which a new file waits to be
+// renamed into place.
+const sidePrefix = ".kedge-"
+
+// CleanSides removes at once what a writer that died left beside its staging
+// directory, which the next transaction continues: files that were to be renamed
+// into place, and locks of staging directories that are gone. The caller
+// excludes other writers.
+func (r *Repo) CleanSides() error {
+	names, err := readDirNames(r.dir, ".")
+	if err != nil {
+		return fmt.Errorf("clean %s: %w", r.path, err)
+	}
+	var errs []error
+	for _, name := range names {
+		if strings.HasPrefix(name, sidePrefix) {
+			errs = append(errs, unlinkAt(r.dir, name))
+		}
+	}
+	if names, err = readDirNames(r.tmp, "."); err != nil {
+		return fmt.Errorf("clean %s/tmp: %w", r.path, err)
+	}
+	for _, name := range names {
+		switch dir, isLock := strings.CutSuffix(name, "-lock"); {
+		case strings.HasPrefix(name, sidePrefix):
+			errs = append(errs, unlinkAt(r.tmp, name))
+		case isLock && strings.HasPrefix(name, stagingPrefix):
+			s, err := r.lockStaging(dir) // removes the lock of a directory that is gone
+			if s != nil {
+				r.unlockStaging(s)
+			}
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("clean %s/tmp: %w", r.path, err)
+	}
+	return nil
+}
+
 // CleanTmp removes what crashed or aborted transactions left in tmp/: staging
 // directories of other boots, which may be torn, and, with all, those of this
 // boot that nobody works in, whose content would spare the next transaction
