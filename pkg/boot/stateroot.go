@@ -26,11 +26,11 @@ func (s *Sysroot) InitStateroot(name string) error {
 	}
 	dir := path.Join("ostree/deploy", name)
 	err := s.root.Mkdir(dir, 0o755)
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		err = s.root.Mkdir(path.Join(dir, "var"), 0o755)
+	}
 	if errors.Is(err, fs.ErrExist) {
 		return fault.New(fault.Conflict, "choose another name, or use the stateroot as it is", "the stateroot %s exists already", name)
-	}
-	if err == nil {
-		err = s.root.Mkdir(path.Join(dir, "var"), 0o755)
 	}
 	if err != nil {
 		return fmt.Errorf("make the stateroot %s: %w", name, err)
@@ -62,7 +62,12 @@ func (s *Sysroot) requireStateroot(name string) error {
 	} else if err != nil {
 		return err
 	}
-	return nil
+	// One that was begun and not finished has no var yet.
+	err := s.root.Mkdir(path.Join("ostree/deploy", name, "var"), 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
 }
 
 // bumpMtime tells programs that watch ostree/deploy that the list changed.
@@ -105,7 +110,7 @@ func (s *Sysroot) seedVar(ctx context.Context, d *Deployment, deployment *os.Roo
 		return err
 	}
 	if _, err := deployment.Lstat("usr/lib/tmpfiles.d"); errors.Is(err, fs.ErrNotExist) {
-		if err := legacyVar(dst); err != nil {
+		if err := legacyVar(src, dst); err != nil {
 			return err
 		}
 	}
@@ -179,15 +184,16 @@ func copyVarDir(ctx context.Context, src, dst *dirfd.Dir, name string) error {
 	return copyVar(ctx, from, to)
 }
 
-// legacyVar makes what systemd-tmpfiles would make, for images without it.
-func legacyVar(dst *dirfd.Dir) error {
+// legacyVar makes what systemd-tmpfiles would make and src does not have, for
+// images without it. What is there of it already may lack its mode.
+func legacyVar(src, dst *dirfd.Dir) error {
 	for _, d := range []struct {
 		name string
 		mode uint32
 	}{{"tmp", 0o1777}, {"lib", 0o755}, {"log", 0o755}} {
-		if there, err := dst.Exists(d.name); err != nil {
+		if seeded, err := src.Exists(d.name); err != nil {
 			return err
-		} else if there {
+		} else if seeded {
 			continue
 		}
 		if err := dst.Mkdir(d.name); err != nil {
