@@ -93,7 +93,9 @@ type Container struct {
 // WriteContainer writes the image's commits and refs and returns the merge
 // commit. Order: objects, the transaction's sync, refs (the commit point), then
 // the layers' indexes. If only the indexes cannot be saved the import has
-// succeeded; they are made again from the layer commits.
+// succeeded, Warning says so, and the layers are read back from the repository
+// or fetched again next time. Afterwards the import can only read contents and
+// be closed.
 func (im *Import) WriteContainer(ctx context.Context, c Container) (object.Checksum, error) {
 	commit, err := im.writeContainer(ctx, &c)
 	if err != nil {

@@ -26,49 +26,47 @@ import (
 //	content/xx/<62 hex>  the bytes; a file has this name only when it is whole
 //	layers/sha256-<hex>  a savedLayer without commit
 type contentStage struct {
-	dir  *os.File
-	lock *os.File
+	tmp, dir, lock *os.File
+	name           string
 }
 
-const stagePrefix = "kedge-"
+const (
+	stagePrefix = "kedge-"
+	lockSuffix  = "-lock"
+)
 
 // openStage opens this boot's stage in the repository's tmp directory and
 // removes those of other boots. A stage that another process works in is an
 // error of kind Busy.
 func openStage(tmp *os.File, bootID string) (*contentStage, error) {
-	name := stagePrefix + bootID
-	if err := removeOtherStages(tmp, name); err != nil {
+	s := &contentStage{tmp: tmp, name: stagePrefix + bootID}
+	if err := s.removeOthers(); err != nil {
 		return nil, err
 	}
-	if err := mkdirAt(tmp, name); err != nil {
-		return nil, fmt.Errorf("make the staging directory: %w", err)
+	var err error
+	if s.lock, err = lockBeside(tmp, s.name+lockSuffix); err != nil {
+		return nil, fmt.Errorf("lock the staging directory: %w", err)
 	}
-	dir, err := openDirAt(tmp, name)
-	if err != nil {
-		return nil, fmt.Errorf("open the staging directory: %w", err)
+	if s.lock == nil {
+		return nil, fault.New(fault.Busy, "wait until the other kedge process is done", "another process is importing into this repository")
 	}
-	s := &contentStage{dir: dir}
 	if err := s.init(); err != nil {
 		s.close()
-		return nil, err
+		return nil, fmt.Errorf("open the staging directory: %w", err)
 	}
 	return s, nil
 }
 
 func (s *contentStage) init() (err error) {
-	if s.lock, err = openAt(s.dir, "lock", unix.O_RDWR|unix.O_CREAT, 0o600); err != nil {
-		return fmt.Errorf("open the staging directory: %w", err)
-	}
-	locked, err := tryLock(s.lock, true)
-	if err != nil {
+	if err := mkdirAt(s.tmp, s.name); err != nil {
 		return err
 	}
-	if !locked {
-		return fault.New(fault.Busy, "wait until the other kedge process is done", "another process is importing into this repository")
+	if s.dir, err = openDirAt(s.tmp, s.name); err != nil {
+		return err
 	}
 	for _, dir := range []string{"content", "layers"} {
 		if err := mkdirAt(s.dir, dir); err != nil {
-			return fmt.Errorf("make the staging directory: %w", err)
+			return err
 		}
 	}
 	// libostree removes what is a day old in tmp.
@@ -83,14 +81,14 @@ func mkdirAt(dir *os.File, name string) error {
 	return nil
 }
 
-func removeOtherStages(tmp *os.File, keep string) error {
-	names, err := readDirNames(tmp, ".")
+func (s *contentStage) removeOthers() error {
+	names, err := readDirNames(s.tmp, ".")
 	if err != nil {
 		return fmt.Errorf("look for old staging directories: %w", err)
 	}
 	for _, name := range names {
-		if strings.HasPrefix(name, stagePrefix) && name != keep {
-			if err := removeAllAt(tmp, name); err != nil {
+		if strings.HasPrefix(name, stagePrefix) && name != s.name && name != s.name+lockSuffix {
+			if err := removeAllAt(s.tmp, name); err != nil {
 				return fmt.Errorf("remove an old staging directory: %w", err)
 			}
 		}
@@ -98,24 +96,20 @@ func removeOtherStages(tmp *os.File, keep string) error {
 	return nil
 }
 
+// close lets go of the stage; what is staged stays.
 func (s *contentStage) close() {
-	for _, f := range []*os.File{s.dir, s.lock} {
-		if f != nil {
-			_ = f.Close()
-		}
+	if s.dir != nil {
+		_ = s.dir.Close()
 	}
+	// Who locks the file after this finds that it has no name any more.
+	_ = unlinkAt(s.tmp, s.name+lockSuffix)
+	_ = s.lock.Close()
 }
 
-// clear removes everything that is staged. The lock stays.
+// clear removes everything that is staged.
 func (s *contentStage) clear() error {
-	for _, dir := range []string{"layers", "content"} { // layers first: they name contents
-		err := removeAllAt(s.dir, dir)
-		if err == nil {
-			err = mkdirAt(s.dir, dir)
-		}
-		if err != nil {
-			return fmt.Errorf("clear the staging directory: %w", err)
-		}
+	if err := removeAllAt(s.tmp, s.name); err != nil {
+		return fmt.Errorf("remove the staging directory: %w", err)
 	}
 	return nil
 }
