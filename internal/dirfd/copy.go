@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -125,26 +126,51 @@ type Meta struct {
 // sharing blocks where the file system can, and replaces what has that name in
 // one step: a reader sees the old file or the whole new one.
 func (d *Dir) CopyFile(src *Dir, srcName, name string, m Meta) error {
-	in, err := src.OpenFile(srcName)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
 	fd, err := unix.Openat(d.Fd(), ".", unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return d.fail("create", name, err)
 	}
 	out := os.NewFile(uintptr(fd), name)
 	defer out.Close()
+	if err := d.fill(out, src, srcName, m); err != nil {
+		return err
+	}
+	return d.link(fd, name)
+}
+
+// CopyNew is CopyFile for a directory that nobody uses yet: the file has its
+// name before it has its bytes, which is a good deal faster. What has that
+// name must be gone.
+func (d *Dir) CopyNew(src *Dir, srcName, name string, m Meta) error {
+	fd, err := unix.Openat(d.Fd(), name, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return d.fail("create", name, err)
+	}
+	out := os.NewFile(uintptr(fd), name)
+	if err := d.fill(out, src, srcName, m); err != nil {
+		_ = out.Close()
+		return err
+	}
+	return out.Close()
+}
+
+// fill gives a new file its bytes and metadata.
+func (d *Dir) fill(out *os.File, src *Dir, srcName string, m Meta) error {
+	in, err := src.OpenFile(srcName)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	fd := int(out.Fd())
 	if unix.IoctlFileClone(fd, int(in.Fd())) != nil {
 		if _, err := io.Copy(out, in); err != nil {
-			return d.fail("copy to", name, err)
+			return d.fail("copy to", out.Name(), err)
 		}
 	}
 	if err := d.finish(fd, m); err != nil {
-		return d.fail("write", name, err)
+		return d.fail("write", out.Name(), err)
 	}
-	return d.link(fd, name)
+	return nil
 }
 
 // finish sets the metadata of an unnamed file; the owner first, since a change
@@ -192,6 +218,9 @@ func (d *Dir) link(fd int, name string) error {
 	return d.Rename(tmpName, name)
 }
 
+// compareBuffers are pairs of buffers for SameContent.
+var compareBuffers = sync.Pool{New: func() any { return new([2][64 << 10]byte) }}
+
 // SameContent reports whether two regular files hold the same bytes.
 func SameContent(a *Dir, aName string, b *Dir, bName string) (bool, error) {
 	fa, err := a.OpenFile(aName)
@@ -204,27 +233,22 @@ func SameContent(a *Dir, aName string, b *Dir, bName string) (bool, error) {
 		return false, err
 	}
 	defer fb.Close()
-	bufA, bufB := make([]byte, 64<<10), make([]byte, 64<<10)
+	buf := compareBuffers.Get().(*[2][64 << 10]byte)
+	defer compareBuffers.Put(buf)
 	for {
-		n, errA := io.ReadFull(fa, bufA)
-		m, errB := io.ReadFull(fb, bufB)
-		if n != m || !bytes.Equal(bufA[:n], bufB[:m]) {
-			return false, nil
-		}
-		switch {
-		case errA == io.EOF || errA == io.ErrUnexpectedEOF:
-			return errB == io.EOF || errB == io.ErrUnexpectedEOF, ignoreEOF(errB)
-		case errA != nil:
+		n, errA := io.ReadFull(fa, buf[0][:])
+		m, errB := io.ReadFull(fb, buf[1][:])
+		switch endA, endB := isEnd(errA), isEnd(errB); {
+		case errA != nil && !endA:
 			return false, a.fail("read", aName, errA)
-		case errB != nil:
+		case errB != nil && !endB:
 			return false, b.fail("read", bName, errB)
+		case !bytes.Equal(buf[0][:n], buf[1][:m]):
+			return false, nil
+		case endA || endB:
+			return endA && endB, nil
 		}
 	}
 }
 
-func ignoreEOF(err error) error {
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		return nil
-	}
-	return err
-}
+func isEnd(err error) bool { return err == io.EOF || err == io.ErrUnexpectedEOF }

@@ -174,13 +174,16 @@ func (w *writer) file(path string, dst, src *dirfd.Dir, c *node, old *unix.Stat_
 		if same {
 			return w.attributes(path, dst, c.name, src, c.name, c)
 		}
+		if err := dst.Remove(c.name); err != nil {
+			return err
+		}
 	}
 	xattrs, err := w.xattrs(path, src, c.name, c)
 	if err != nil {
 		return err
 	}
 	meta := dirfd.Meta{UID: c.st.Uid, GID: c.st.Gid, Mode: c.st.Mode, Xattrs: xattrs, Mtime: c.st.Mtim}
-	if err := dst.CopyFile(src, c.name, c.name, meta); err != nil {
+	if err := dst.CopyNew(src, c.name, c.name, meta); err != nil {
 		return err
 	}
 	w.stats.Files++

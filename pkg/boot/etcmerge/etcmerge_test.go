@@ -1,0 +1,367 @@
+package etcmerge_test
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/internal/dirfd"
+	"github.com/kedge-os/kedge/internal/lab"
+	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// files is a directory as path → content: a "/" at the end of the path makes a
+// directory, "->" at the start of the content a symlink; "0600:" before the
+// content gives the mode.
+type files map[string]string
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (f files) make(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range f {
+		p := filepath.Join(dir, name)
+		must(t, os.MkdirAll(filepath.Dir(p), 0o755))
+		mode := fs.FileMode(0)
+		if m, rest, ok := strings.Cut(content, ":"); ok && len(m) == 4 {
+			if _, err := fmt.Sscanf(m, "%o", &mode); err == nil {
+				content = rest
+			}
+		}
+		switch {
+		case strings.HasSuffix(name, "/"):
+			must(t, os.MkdirAll(p, 0o755))
+		case content == "|":
+			must(t, syscall.Mkfifo(p, 0o644))
+		case strings.HasPrefix(content, "->"):
+			must(t, os.Symlink(content[2:], p))
+		default:
+			must(t, os.WriteFile(p, []byte(content), 0o644))
+		}
+		if mode != 0 {
+			must(t, os.Chmod(p, mode))
+		}
+	}
+	return dir
+}
+
+// read is the reverse of make; modes other than the usual are shown.
+func read(t testing.TB, dir string) files {
+	t.Helper()
+	out := files{}
+	must(t, filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+		if err != nil || p == dir {
+			return err
+		}
+		name, _ := filepath.Rel(dir, p)
+		st, err := os.Lstat(p)
+		if err != nil {
+			return err
+		}
+		text, usual := "", fs.FileMode(0o644)
+		switch {
+		case e.IsDir():
+			name, usual = name+"/", 0o755
+		case st.Mode().Type() == fs.ModeSymlink:
+			target, _ := os.Readlink(p)
+			out[name] = "->" + target
+			return nil
+		case st.Mode().IsRegular():
+			b, err := os.ReadFile(p)
+			if err != nil {
+				return err
+			}
+			text = string(b)
+		default:
+			text = "|"
+		}
+		if st.Mode().Perm() != usual {
+			text = fmt.Sprintf("%04o:%s", st.Mode().Perm(), text)
+		}
+		out[name] = text
+		return nil
+	}))
+	// Directories with something in them go without saying.
+	for name := range out {
+		for other := range out {
+			if strings.HasSuffix(name, "/") && out[name] == "" && other != name && strings.HasPrefix(other, name) {
+				delete(out, name)
+				break
+			}
+		}
+	}
+	return out
+}
+
+func open(t testing.TB, path string) *dirfd.Dir {
+	t.Helper()
+	d, err := dirfd.OpenPath(path)
+	must(t, err)
+	t.Cleanup(func() { _ = d.Close() })
+	return d
+}
+
+func TestMerge(t *testing.T) {
+	lab.NeedRoot(t)
+	for _, c := range []struct {
+		name               string
+		base, local, image files
+		want               files
+		changes            string // "path kind image" a line
+		refused            bool
+	}{
+		{
+			name: "no change", base: files{"a": "1", "d/b": "2"}, local: files{"a": "1", "d/b": "2"}, image: files{"a": "new", "d/c": "3"},
+			want: files{"a": "new", "d/c": "3"},
+		},
+		{
+			name: "edited, the image too", base: files{"a": "1"}, local: files{"a": "mine"}, image: files{"a": "2"},
+			want: files{"a": "mine"}, changes: "a modified changed",
+		},
+		{
+			name: "edited, the image not", base: files{"a": "1", "b": "1"}, local: files{"a": "mine", "b": "1"}, image: files{"a": "1", "b": "2"},
+			want: files{"a": "mine", "b": "2"}, changes: "a modified unchanged",
+		},
+		{
+			name: "edited, dropped by the image", base: files{"d/a": "1", "d/b": "1"}, local: files{"d/a": "mine", "d/b": "1"}, image: files{"x": ""},
+			want: files{"d/a": "mine", "x": ""}, changes: "d/a modified removed",
+		},
+		{
+			name: "added", base: files{}, local: files{"a": "1", "d/e/f": "2", "g/": "", "l": "->/x"}, image: files{"d/e/z": "3"},
+			want: files{"a": "1", "d/e/f": "2", "d/e/z": "3", "g/": "", "l": "->/x"}, changes: "a added unchanged\nd/e/f added unchanged\ng added unchanged\nl added unchanged",
+		},
+		{
+			name: "added on both sides", base: files{}, local: files{"a": "mine", "same": "s"}, image: files{"a": "theirs", "same": "s"},
+			want: files{"a": "mine", "same": "s"}, changes: "a added changed",
+		},
+		{
+			name: "removed", base: files{"a": "1", "d/b": "1", "e": "1", "f": "1"}, local: files{}, image: files{"a": "1", "d/b": "2", "f": "2"},
+			want: files{}, changes: "a removed unchanged\nd removed unchanged\ne removed removed\nf removed changed",
+		},
+		{
+			name: "mode of a file", base: files{"a": "1"}, local: files{"a": "0600:1"}, image: files{"a": "2"},
+			want: files{"a": "0600:1"}, changes: "a modified changed",
+		},
+		{
+			name: "mode of a directory", base: files{"d/a": "1"}, local: files{"d/a": "1", "d/": "0700:"}, image: files{"d/a": "2"},
+			want: files{"d/": "0700:", "d/a": "2"}, changes: "d modified unchanged",
+		},
+		{
+			name: "the image's mode of a directory with local changes", base: files{"d/a": "1"}, local: files{"d/a": "1", "d/b": ""}, image: files{"d/a": "2", "d/": "0700:"},
+			want: files{"d/": "0700:", "d/a": "2", "d/b": ""}, changes: "d/b added unchanged",
+		},
+		{
+			name: "symlink", base: files{"l": "->a", "m": "->a"}, local: files{"l": "->b", "m": "->a"}, image: files{"l": "->c", "m": "->c"},
+			want: files{"l": "->b", "m": "->c"}, changes: "l modified changed",
+		},
+		{
+			name: "file to symlink", base: files{"a": "1"}, local: files{"a": "->b"}, image: files{"a": "1"},
+			want: files{"a": "->b"}, changes: "a modified unchanged",
+		},
+		{
+			name: "local directory in the place of the image's file", base: files{"a": "1"}, local: files{"a/b": "1"}, image: files{"a": "1"},
+			want: files{"a/b": "1"}, changes: "a modified unchanged",
+		},
+		{
+			name: "directory replaced by a symlink", base: files{"d/a": "1"}, local: files{"d": "->/srv"}, image: files{"d/a": "2"},
+			want: files{"d": "->/srv"}, changes: "d modified unchanged",
+		},
+		{
+			name: "the image's file becomes a directory, untouched", base: files{"a": "1"}, local: files{"a": "1"}, image: files{"a/b": "2"},
+			want: files{"a/b": "2"},
+		},
+		{
+			name: "the image's directory becomes a file, untouched", base: files{"a/b": "1"}, local: files{"a/b": "1"}, image: files{"a": "2"},
+			want: files{"a": "2"},
+		},
+		{
+			name: "edited file against a new directory", base: files{"a": "1"}, local: files{"a": "mine"}, image: files{"a/b": "2"},
+			changes: "a modified type conflict", refused: true,
+		},
+		{
+			name: "added file against a new directory", base: files{}, local: files{"a": "mine"}, image: files{"a/b": "2"},
+			changes: "a added type conflict", refused: true,
+		},
+		{
+			name: "edits in a directory that becomes a file", base: files{"a/b": "1"}, local: files{"a/b": "mine"}, image: files{"a": "2"},
+			changes: "a modified type conflict", refused: true,
+		},
+		{
+			name: "both make it a directory", base: files{"a": "1"}, local: files{"a/mine": "1"}, image: files{"a/theirs": "2"},
+			want: files{"a/mine": "1", "a/theirs": "2"}, changes: "a/mine added unchanged",
+		},
+		{
+			name: "sockets and fifos", base: files{"x": "1"}, local: files{"x": "1", "p": "|", "d/q": "|", "d/r": "1"}, image: files{"x": "1"},
+			want: files{"x": "1", "d/r": "1"}, changes: "d added unchanged\nd/q ignored unchanged\nd/r added unchanged\np ignored unchanged",
+		},
+		{
+			name: "dropped directory with an attribute changed", base: files{"d/a": "1"}, local: files{"d/a": "1", "d/": "0700:"}, image: files{"x": ""},
+			want: files{"x": ""},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			base, local, image := open(t, c.base.make(t)), open(t, c.local.make(t)), open(t, c.image.make(t))
+			m, err := etcmerge.Plan(context.Background(), base, local, image)
+			must(t, err)
+			var lines []string
+			for _, ch := range m.Changes {
+				lines = append(lines, fmt.Sprintf("%s %s %s", ch.Path, ch.Kind, ch.Image))
+			}
+			if got := strings.Join(lines, "\n"); got != c.changes {
+				t.Errorf("changes:\n%s\nwant:\n%s", got, c.changes)
+			}
+			path := t.TempDir()
+			dst := open(t, path)
+			_, err = m.Write(context.Background(), dst, etcmerge.WriteOptions{})
+			if c.refused {
+				if fault.KindOf(err) != fault.Conflict || len(read(t, path)) != 0 {
+					t.Errorf("write = %v, want a conflict and nothing written", err)
+				}
+				return
+			}
+			must(t, err)
+			if diff := cmp.Diff(c.want, read(t, path)); diff != "" {
+				t.Errorf("new /etc (- expected, + is):\n%s", diff)
+			}
+			again, err := m.Write(context.Background(), dst, etcmerge.WriteOptions{})
+			if err != nil || again != (etcmerge.Stats{}) {
+				t.Errorf("a second write did %+v, %v; want nothing", again, err)
+			}
+		})
+	}
+}
+
+func TestFirstDeploymentHasTheImagesDefaults(t *testing.T) {
+	lab.NeedRoot(t)
+	image := files{"a": "0600:1", "d/": "0700:", "d/l": "->a"}
+	path := t.TempDir()
+	m, err := etcmerge.Plan(context.Background(), nil, nil, open(t, image.make(t)))
+	must(t, err)
+	_, err = m.Write(context.Background(), open(t, path), etcmerge.WriteOptions{})
+	must(t, err)
+	if diff := cmp.Diff(image, read(t, path)); diff != "" || len(m.Changes) != 0 {
+		t.Errorf("/etc differs from the image's defaults:\n%s", diff)
+	}
+}
+
+// TestAttributes: owner, extended attributes and time of a local file go with
+// it; a change of extended attributes alone is a change.
+func TestAttributes(t *testing.T) {
+	lab.NeedRoot(t)
+	baseDir, localDir, imageDir := files{"a": "1", "b": "1"}.make(t), files{"a": "1", "b": "1"}.make(t), files{"a": "2", "b": "2"}.make(t)
+	must(t, unix.Setxattr(filepath.Join(localDir, "a"), "user.mine", []byte("x"), 0))
+	must(t, unix.Setxattr(filepath.Join(imageDir, "b"), "user.image", []byte("y"), 0))
+	must(t, os.Chown(filepath.Join(localDir, "a"), 3, 4))
+	when := time.Date(2020, 5, 6, 7, 8, 9, 0, time.UTC)
+	must(t, os.Chtimes(filepath.Join(localDir, "a"), when, when))
+	m, err := etcmerge.Plan(context.Background(), open(t, baseDir), open(t, localDir), open(t, imageDir))
+	must(t, err)
+	path := t.TempDir()
+	_, err = m.Write(context.Background(), open(t, path), etcmerge.WriteOptions{Labels: labels{}})
+	must(t, err)
+	st, err := os.Stat(filepath.Join(path, "a"))
+	must(t, err)
+	if sys := st.Sys().(*syscall.Stat_t); sys.Uid != 3 || sys.Gid != 4 || !st.ModTime().Equal(when) {
+		t.Errorf("local file came out as %d:%d %v, want 3:4 %v", sys.Uid, sys.Gid, st.ModTime(), when)
+	}
+	for name, want := range map[string]string{"a": "user.mine=x", "b": "security.selinux=/etc/b\x00 user.image=y"} {
+		list, err := open(t, path).Xattrs(name)
+		must(t, err)
+		var got []string
+		for _, x := range list {
+			got = append(got, x.Name+"="+x.Value)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("attributes of %s = %q, want %q", name, got, want)
+		}
+	}
+}
+
+type labels struct{}
+
+func (labels) Label(path string, _ uint32) (string, bool) { return path, true }
+
+// TestSecondWriteCostsTheDifference is what finalisation relies on.
+func TestSecondWriteCostsTheDifference(t *testing.T) {
+	lab.NeedRoot(t)
+	big := strings.Repeat("b", etcmerge.LargeFile+1)
+	baseDir, localDir, imageDir := files{"a": "1"}.make(t), files{"a": "mine", "big": big, "gone": "x", "edit": "1"}.make(t), files{"a": "2"}.make(t)
+	dst := t.TempDir()
+	base, local, image := open(t, baseDir), open(t, localDir), open(t, imageDir)
+	write := func(since time.Time) etcmerge.Stats {
+		m, err := etcmerge.Plan(context.Background(), base, local, image)
+		must(t, err)
+		stats, err := m.Write(context.Background(), open(t, dst), etcmerge.WriteOptions{Since: since})
+		must(t, err)
+		return stats
+	}
+	write(time.Time{})
+	since := time.Now().Add(time.Hour)
+	must(t, os.Remove(filepath.Join(localDir, "gone")))
+	must(t, os.WriteFile(filepath.Join(localDir, "edit"), []byte("2"), 0o644))
+	must(t, os.WriteFile(filepath.Join(localDir, "a"), []byte("1"), 0o644))
+	stats := write(since)
+	if stats.Files != 2 || stats.Removed != 1 || stats.Largest > 8 {
+		t.Errorf("second write = %+v, want the edited and the reverted file and one removal", stats)
+	}
+	if diff := cmp.Diff(files{"a": "2", "big": big, "edit": "2"}, read(t, dst)); diff != "" {
+		t.Errorf("after the second write (- expected, + is):\n%s", diff)
+	}
+	// A large file that changed after the first write is compared by its bytes
+	// even if its size and time are the same.
+	changed := strings.Repeat("c", etcmerge.LargeFile+1)
+	st, err := os.Stat(filepath.Join(localDir, "big"))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(localDir, "big"), []byte(changed), 0o644))
+	must(t, os.Chtimes(filepath.Join(localDir, "big"), st.ModTime(), st.ModTime()))
+	if stats := write(time.Now().Add(-time.Hour)); stats.Files != 1 {
+		t.Errorf("write after a large file changed = %+v, want it written", stats)
+	}
+}
+
+// TestSymlinkLoops: nothing is followed.
+func TestSymlinkLoops(t *testing.T) {
+	lab.NeedRoot(t)
+	local := files{"loop": "->loop", "up": "->..", "out": "->/etc", "d/self": "->../d"}
+	path := t.TempDir()
+	m, err := etcmerge.Plan(context.Background(), open(t, files{}.make(t)), open(t, local.make(t)), open(t, files{}.make(t)))
+	must(t, err)
+	_, err = m.Write(context.Background(), open(t, path), etcmerge.WriteOptions{})
+	must(t, err)
+	if diff := cmp.Diff(local, read(t, path)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func BenchmarkMerge17k(b *testing.B) {
+	lab.NeedRoot(b)
+	f := files{}
+	for i := range 17000 {
+		f[fmt.Sprintf("d%d/e%d/file%d", i%100, i%7, i)] = strings.Repeat("x", 200)
+	}
+	base, local, image := open(b, f.make(b)), open(b, f.make(b)), open(b, f.make(b))
+	dst := open(b, b.TempDir())
+	for b.Loop() {
+		m, err := etcmerge.Plan(context.Background(), base, local, image)
+		must(b, err)
+		stats, err := m.Write(context.Background(), dst, etcmerge.WriteOptions{})
+		must(b, err)
+		b.ReportMetric(float64(stats.Files), "written/op")
+	}
+}
