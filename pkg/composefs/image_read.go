@@ -27,8 +27,9 @@ const maxPath = 1 << 16
 // and what is no well-formed tree is refused with an error of kind Corrupt.
 func ReadImage(data []byte) (*Tree, ImageInfo, error) {
 	r := &imageReader{
-		data: data, tree: &Tree{}, inodes: make(map[uint64]*stored), bodies: make(map[string]*rawXattrs),
-		sharedAt: make(map[int64]fstree.Xattr), budget: int64(len(data)), xattrBudget: 64*int64(len(data)) + 4<<20,
+		data: data, tree: &Tree{}, inodes: make(map[uint64]*stored), linked: make(map[*Inode]bool),
+		bodies: make(map[string]*rawXattrs), sharedAt: make(map[int64]fstree.Xattr),
+		budget: int64(len(data)), xattrBudget: 64*int64(len(data)) + 4<<20,
 	}
 	err := r.superblock()
 	if err == nil {
@@ -51,6 +52,7 @@ type imageReader struct {
 	xattrBase int64
 
 	inodes   map[uint64]*stored
+	linked   map[*Inode]bool // those with a hard link
 	bodies   map[string]*rawXattrs
 	sharedAt map[int64]fstree.Xattr
 	// In an honest image no two inodes overlap, so what is read stays below

@@ -84,7 +84,9 @@ func (r *imageReader) entries(dir *stored, next uint32) ([]*stored, error) {
 			if link && child.IsDir() {
 				return nil, fmt.Errorf("%q is a directory with two names", e.name)
 			}
-			if !link {
+			if link {
+				r.linked[child.Inode] = true
+			} else {
 				child.placed = true
 				if child.pathLen = dir.pathLen + 1 + len(e.name); child.pathLen > maxPath {
 					return nil, fmt.Errorf("a path longer than %d bytes", maxPath)
@@ -128,10 +130,10 @@ func (r *imageReader) placeLinked(root *Inode) {
 }
 
 // dropStubs takes the whiteouts of the object store's directories out of the
-// root.
+// root. composefs makes no hard links to them.
 func (r *imageReader) dropStubs(root *stored) {
 	root.Entries = slices.DeleteFunc(root.Entries, func(e Dirent) bool {
-		return !e.Link && e.Inode.isWhiteout() && slices.Contains(stubNames[:], e.Name)
+		return !e.Link && !r.linked[e.Inode] && e.Inode.isWhiteout() && slices.Contains(stubNames[:], e.Name)
 	})
 }
 
