@@ -77,7 +77,7 @@ func (b *budget) file(path string, size int64) error {
 }
 
 func corrupt(path, format string, args ...any) error {
-	return fault.New(fault.Corrupt, rebuildHint, "entry %q: "+format, append([]any{path}, args...)...)
+	return fault.New(fault.Corrupt, rebuildHint, "entry %.256q: "+format, append([]any{path}, args...)...)
 }
 
 const rebuildHint = "the image itself is damaged or hostile: build and push it again, or use another one"
