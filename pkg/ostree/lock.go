@@ -42,12 +42,16 @@ func tryLock(f *os.File, exclusive bool) (bool, error) {
 
 // lock takes the repository's lock, shared or exclusive, and waits for it as
 // long as core.lock-timeout-secs says. Closing the file releases it; nil means
-// that core.locking is off.
+// that core.locking is off, or that a shared lock was asked for where nobody
+// can write.
 func (r *Repo) lock(ctx context.Context, exclusive bool) (*os.File, error) {
 	if !r.config.Bool("core", "locking", true) {
 		return nil, nil
 	}
 	f, err := openAt(r.dir, ".lock", unix.O_RDWR|unix.O_CREAT, 0o660)
+	if !exclusive && (errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES)) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the ostree repository %s: %w", r.path, err)
 	}

@@ -171,6 +171,23 @@ func TestCommitsLikeOstree(t *testing.T) {
 	}
 }
 
+// A tar of the tree, committed by ostree, is the same commit as the tree.
+func TestCommitsLikeOstreesTar(t *testing.T) {
+	lab.Need(t, "ostree", "tar")
+	dir := sampleTree(t)
+	check(t, unix.Removexattr(filepath.Join(dir, "usr/share/xattrs"), "user.empty")) // tar keeps it, a tree on disk does not
+	archive := filepath.Join(t.TempDir(), "tree.tar")
+	run(t, "tar", "--create", "--file="+archive, "--directory="+dir, "--numeric-owner", "--xattrs", "--xattrs-include=*", "--sort=name", ".")
+	theirs := filepath.Join(t.TempDir(), "repo")
+	run(t, "ostree", "init", "--repo="+theirs, "--mode=bare")
+	want := run(t, "ostree", "commit", "--repo="+theirs, "--branch=test/ref", "--tree=tar="+archive, "--tar-autocreate-parents",
+		"--subject=subject", "--body=body", "--timestamp=@1700000000", "--add-metadata-string=version=1.2")
+	r, path := emptyRepo(t, Bare)
+	if got := commitDir(t, withoutSync(t, r), dir, "test/ref", DirOptions{}); got.String() != want {
+		t.Errorf("commit %s, ostree made %s of the tar\n%s", got, want, diffRepos(t, theirs, path))
+	}
+}
+
 // diffRepos compares the objects of two repositories: names, modes, owners,
 // times of regular files, xattrs, and content except where it is deflated.
 func diffRepos(t testing.TB, a, b string) string {

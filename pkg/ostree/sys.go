@@ -257,9 +257,17 @@ func readLinkAt(dir *os.File, name string) (string, error) {
 // directories; the access time is left alone.
 var epoch = []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {}}
 
-// setTimes sets the times of an open file.
+// setTimes sets the times of an open file; nil is the current time. Kernels
+// before 5.8 take no descriptor here.
 func setTimes(fd int, ts []unix.Timespec) error {
-	return unix.UtimesNanoAt(fd, "", ts, unix.AT_EMPTY_PATH)
+	err := unix.UtimesNanoAt(fd, "", ts, unix.AT_EMPTY_PATH)
+	if errors.Is(err, unix.EINVAL) {
+		err = unix.UtimesNanoAt(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), ts, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("set the times of a file: %w", err)
+	}
+	return nil
 }
 
 func sortEntries(list []fs.DirEntry) {

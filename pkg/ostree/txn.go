@@ -33,6 +33,9 @@ type Txn struct {
 	mu   sync.Mutex
 	refs []refUpdate
 	meta map[Checksum]bool // metadata objects written or seen, to spare system calls
+	// commits are those of this transaction. An abandoned one may have left
+	// others in the staging directory, whose objects can have been pruned since.
+	commits map[Checksum]bool
 }
 
 type refUpdate struct {
@@ -53,7 +56,7 @@ func (r *Repo) Txn(ctx context.Context) (*Txn, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Txn{repo: r, ctx: ctx, lock: lock, meta: make(map[Checksum]bool)}
+	t := &Txn{repo: r, ctx: ctx, lock: lock, meta: make(map[Checksum]bool), commits: make(map[Checksum]bool)}
 	if t.stage, err = r.openStaging(); err == nil {
 		err = t.space.init(r)
 	}
@@ -177,6 +180,18 @@ func (t *Txn) commit() error {
 			}
 		}
 	}
+	for _, u := range t.refs {
+		if u.target.IsZero() {
+			continue
+		}
+		ok, err := t.repo.HasObject(object.Name{Checksum: u.target, Type: object.TypeCommit})
+		if err == nil && !ok {
+			err = fault.New(fault.NotFound, "", "the commit %s is not in the repository", u.target)
+		}
+		if err != nil {
+			return fmt.Errorf("write the ref %s: %w", u.name, err)
+		}
+	}
 	return t.repo.writeRefs(t.refs)
 }
 
@@ -210,7 +225,7 @@ func (t *Txn) moveDir(name string, commits bool) (moved int, err error) {
 	var dst *os.File
 	for _, file := range files {
 		n, ok := object.ParsePath(name, file, t.repo.mode == Archive)
-		if !ok || (n.Type == object.TypeCommit) != commits {
+		if !ok || (n.Type == object.TypeCommit) != commits || commits && !t.commits[n.Checksum] {
 			continue
 		}
 		if dst == nil {

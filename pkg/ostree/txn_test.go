@@ -81,6 +81,9 @@ func TestAbortKeepsTheStagingDirectoryOfThisBoot(t *testing.T) {
 	if ok := must[bool](t)(txn.has(object.Name{Checksum: c, Type: object.TypeCommit}.Path(false))); !ok {
 		t.Error("the next transaction does not see what was staged")
 	}
+	if again := putCommit(t, txn, "kept"); again != c {
+		t.Errorf("the same commit is %s and %s", c, again)
+	}
 	check(t, txn.SetRef("r", c), txn.Commit())
 	if got := must[Checksum](t)(r.ResolveRev("r")); got != c {
 		t.Errorf("ref is %s, want %s", got, c)
@@ -94,6 +97,19 @@ func TestStagingOfAnotherBootIsThrownAway(t *testing.T) {
 	commitRef(t, r, "r", "x")
 	if _, err := os.Stat(other); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("staging directory of another boot: %v, want it gone", err)
+	}
+}
+
+// What an abandoned transaction staged may lean on objects that were pruned
+// since: its commits must not appear with the next one's.
+func TestAbandonedCommitsDoNotAppear(t *testing.T) {
+	r, _ := emptyRepo(t, BareUser)
+	txn := must[*Txn](t)(r.Txn(context.Background()))
+	abandoned := putCommit(t, txn, "abandoned")
+	check(t, txn.Abort())
+	commitRef(t, r, "r", "other")
+	if must[bool](t)(r.HasObject(object.Name{Checksum: abandoned, Type: object.TypeCommit})) {
+		t.Error("the commit of an aborted transaction is in the repository")
 	}
 }
 
@@ -293,6 +309,18 @@ func TestRefNames(t *testing.T) {
 		if err := txn.SetRef(good, Checksum{1}); err != nil {
 			t.Errorf("ref %q: %v", good, err)
 		}
+	}
+}
+
+func TestARefToNothingIsRefused(t *testing.T) {
+	r, _ := emptyRepo(t, BareUser)
+	txn := must[*Txn](t)(r.Txn(context.Background()))
+	check(t, txn.SetRef("a", Checksum{1}))
+	if err := txn.Commit(); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("ref to a commit that is not there: %v, want an error of kind NotFound", err)
+	}
+	if refs := must[map[string]Checksum](t)(r.Refs("")); len(refs) > 0 {
+		t.Errorf("refs after that: %v", refs)
 	}
 }
 

@@ -46,10 +46,11 @@ func (t *Txn) PutMeta(typ object.Type, data []byte) (Checksum, error) {
 	if err := t.putNamed(n, data, false); err != nil {
 		return sum, err
 	}
-	if typ != object.TypeCommit {
-		t.mu.Lock()
-		t.meta[sum] = true
-		t.mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.meta[sum] = true
+	if typ == object.TypeCommit {
+		t.commits[sum] = true
 	}
 	return sum, nil
 }
