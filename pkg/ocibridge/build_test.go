@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -138,7 +139,8 @@ type testRegistry struct {
 	// serve, if set, is asked before a blob is served; true means it has
 	// answered.
 	serve    func(w http.ResponseWriter, r *http.Request, data []byte) bool
-	requests []string
+	mu       sync.Mutex
+	requests []string // the Range headers of requests for blobs
 }
 
 func newRegistry(t testing.TB) *testRegistry {
@@ -152,23 +154,36 @@ func newRegistry(t testing.TB) *testRegistry {
 func (r *testRegistry) handler() http.Handler {
 	inner := registry.New(registry.Logger(discardLog()))
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		_, name, isBlob := strings.Cut(req.URL.Path, "/blobs/sha256:")
-		if file, ok := r.files["sha256:"+name]; ok && isBlob && req.Method == http.MethodGet {
-			http.ServeFile(w, req, file)
-			return
-		}
-		data, known := r.blobs["sha256:"+name]
-		if req.Method != http.MethodGet || !isBlob || !known {
+		if req.Method != http.MethodGet || !r.blobHandler(w, req) {
 			inner.ServeHTTP(w, req)
-			return
 		}
-		r.requests = append(r.requests, req.Header.Get("Range"))
-		if r.serve != nil && r.serve(w, req, data) {
-			return
-		}
-		http.ServeContent(w, req, "", zeroTime, bytes.NewReader(data))
 	})
 }
+
+// blobHandler serves the blobs that tests pushed; false means there is none.
+func (r *testRegistry) blobHandler(w http.ResponseWriter, req *http.Request) bool {
+	_, name, isBlob := strings.Cut(req.URL.Path, "/blobs/")
+	if !isBlob {
+		return false
+	}
+	if file, ok := r.files[name]; ok {
+		http.ServeFile(w, req, file)
+		return true
+	}
+	data, known := r.blobs[name]
+	if !known {
+		return false
+	}
+	r.mu.Lock()
+	r.requests = append(r.requests, req.Header.Get("Range"))
+	r.mu.Unlock()
+	if r.serve == nil || !r.serve(w, req, data) {
+		http.ServeContent(w, req, "", zeroTime, bytes.NewReader(data))
+	}
+	return true
+}
+
+func copyBody(w http.ResponseWriter, resp *http.Response) { io.Copy(w, resp.Body) }
 
 // push stores an image and returns its reference.
 func (r *testRegistry) push(name string, s imageSpec) string {

@@ -8,6 +8,7 @@ import (
 
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
+	"go.podman.io/storage/pkg/configfile"
 
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -27,7 +28,7 @@ func checkPolicy(ctx context.Context, sys *types.SystemContext, ref Reference, c
 	}
 	policy, err := signature.DefaultPolicy(sys)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, configfile.ErrConfigFileNotFound), errors.Is(err, fs.ErrNotExist):
 		return fault.New(fault.Untrusted, `install containers-common (Debian: golang-github-containers-common), or write /etc/containers/policy.json; {"default":[{"type":"insecureAcceptAnything"}]} accepts unsigned images`,
 			"there is no signature policy, so nothing is trusted: %w", err)
 	case err != nil:
