@@ -26,7 +26,7 @@ func dumpOf(t testing.TB, tree *Tree) string {
 // TestImageRoundTrip reads random images and writes them again: the tree loses
 // nothing that is in the image.
 func TestImageRoundTrip(t *testing.T) {
-	for seed := range uint64(1000) {
+	for seed := range uint64(400) {
 		for _, o := range []ImageOptions{V0, V1} {
 			var b bytes.Buffer
 			in := randomTree(seed)

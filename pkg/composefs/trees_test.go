@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/kedge-os/kedge/pkg/fault"
 )
 
 var update = flag.Bool("update", false, "write testdata/digests.json from what mkcomposefs says")
@@ -142,5 +145,86 @@ func TestOracleReadsDumps(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestOracleDirectory reads the image that mkcomposefs makes of a real
+// directory, compares the digests in it with those of the files, and writes the
+// same image again.
+func TestOracleDirectory(t *testing.T) {
+	root, err := oracleRoot()
+	if err != nil {
+		oracle(t, "mkcomposefs") // skips
+	}
+	want, err := oracle(t, "mkcomposefs", root+"/usr", "-").Output()
+	if err != nil {
+		t.Fatalf("mkcomposefs: %v", err)
+	}
+	tree, _, err := ReadImage(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := writeImageOf(t, tree, Default); !bytes.Equal(got, want) {
+		t.Error(firstDifference(got, want))
+	}
+	again, err := ReadDump(strings.NewReader(dumpOf(t, tree)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := writeImageOf(t, again, Default); !bytes.Equal(got, want) {
+		t.Errorf("through a dump: %s", firstDifference(got, want))
+	}
+	files := 0
+	err = tree.Walk(func(path string, e Dirent) error {
+		if !e.Inode.External() {
+			return nil
+		}
+		files++
+		f, err := os.Open(root + "/usr" + path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		d, err := VerityOf(t.Context(), f, int64(e.Inode.Size), SHA256)
+		if err == nil && (d != e.Inode.Digest || Object(d).Payload != e.Inode.Payload) {
+			t.Errorf("%s has digest %s, mkcomposefs says %s and %s", path, d, e.Inode.Digest, e.Inode.Payload)
+		}
+		return err
+	})
+	if err != nil || files == 0 {
+		t.Errorf("%d files, %v", files, err)
+	}
+	t.Logf("%d files", files)
+}
+
+// TestWriteImageWith writes images by means of the real program.
+func TestWriteImageWith(t *testing.T) {
+	cmd := oracle(t, "mkcomposefs")
+	program := filepath.Join(t.TempDir(), "mkcomposefs")
+	script := "#!/bin/sh\nexec " + strings.Join(cmd.Args, " ") + ` "$@"` + "\n"
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	tree, err := ReadDump(bytes.NewReader(treeFiles(t)["whiteouts"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range formats {
+		var got bytes.Buffer
+		info, err := WriteImageWith(t.Context(), program, &got, tree, f.o)
+		if err != nil {
+			t.Errorf("%s: %v", f.name, err)
+			continue
+		}
+		if want := writeImageOf(t, tree, f.o); !bytes.Equal(got.Bytes(), want) || info.Digest != plainVerity(SHA256, want) {
+			t.Errorf("%s: %s", f.name, firstDifference(got.Bytes(), want))
+		}
+	}
+	if _, err := WriteImageWith(t.Context(), "mkcomposefs-is-not-here", io.Discard, tree, V1); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("a program that is missing: %v", err)
+	}
+	tree.Root.Lookup("top").Digest = Digest(strings.Repeat("d", 64))
+	if _, err := WriteImageWith(t.Context(), program, io.Discard, tree, V1); fault.KindOf(err) != fault.Usage {
+		t.Errorf("a sha512 digest: %v", err)
 	}
 }
