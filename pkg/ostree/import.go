@@ -193,7 +193,7 @@ func (im *Import) contentsExist(l *savedLayer, staged func(fstree.Digest) bool) 
 // returned the index, brought.
 func (im *Import) OpenContent(d fstree.Digest) (io.ReadCloser, error) {
 	if d == fstree.EmptyDigest {
-		return io.NopCloser(strings.NewReader("")), nil
+		return noContent, nil
 	}
 	f, err := im.stage.open(d)
 	if err == nil {

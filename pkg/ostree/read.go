@@ -131,7 +131,14 @@ func (r *Repo) OpenFile(c Checksum) (FileMeta, io.ReadCloser, error) {
 	return m, rc, nil
 }
 
-var noContent = io.NopCloser(strings.NewReader(""))
+// noContent is what a symlink's reader has; without state, since everybody
+// shares it.
+var noContent io.ReadCloser = empty{}
+
+type empty struct{}
+
+func (empty) Read([]byte) (int, error) { return 0, io.EOF }
+func (empty) Close() error             { return nil }
 
 func (r *Repo) openFile(dir *os.File, c Checksum) (FileMeta, io.ReadCloser, error) {
 	path := object.Name{Checksum: c, Type: object.TypeFile}.Path(r.mode == Archive)
