@@ -15,7 +15,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/kedge-os/kedge/pkg/boot/units"
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/host"
 )
 
 func main() {
@@ -26,7 +28,19 @@ func main() {
 	// After the first signal the defaults are back: a second one ends kedge at
 	// once, which is as safe as pulling the plug.
 	context.AfterFunc(ctx, stop)
+	handOver("/proc/self/exe", units.DefaultProgram)
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// handOver runs the image's own kedge instead of one that self install put on
+// the host, which may be older: the units in /etc go on naming the latter.
+func handOver(self, image string) {
+	if path, err := os.Readlink(self); err != nil || path != host.SelfProgram {
+		return
+	}
+	if err := syscall.Exec(image, os.Args, os.Environ()); err != nil {
+		return // the image has none
+	}
 }
 
 // run is the whole program: arguments without the program's name in, exit

@@ -68,8 +68,10 @@ func (e *env) change(ctx context.Context, reboot bool, op func(context.Context, 
 		return err
 	}
 	if reboot && r.Changed && !r.DownloadOnly {
-		// The operation is done; a Ctrl-C now may still keep the host from
-		// rebooting.
+		if ctx.Err() != nil {
+			// The operation is done, and that is what counts.
+			return e.printf("Interrupted: the host is not rebooted.\n")
+		}
 		return h.Reboot(ctx)
 	}
 	return nil

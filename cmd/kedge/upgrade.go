@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"os"
 
 	"github.com/urfave/cli/v2"
 
@@ -70,7 +71,7 @@ func runUpgrade(ctx context.Context, e *env, opts upgradeOptions) error {
 }
 
 func runUpgradeCheck(ctx context.Context, e *env, opts upgradeOptions) error {
-	h, err := e.open(ctx, false)
+	h, err := e.open(ctx, os.Geteuid() == 0)
 	if err != nil {
 		return err
 	}

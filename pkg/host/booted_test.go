@@ -11,6 +11,7 @@ import (
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/internal/jsonschema"
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/ostree/object"
 )
 
 // TestBootedStages follows a booted host through what an admin does to it.
@@ -72,6 +73,15 @@ func TestBootedStages(t *testing.T) {
 	if s = w.status(); s.Status.RollbackQueued {
 		t.Error("the rollback that was undone is still queued")
 	}
+	// An upgrade leaves a queued rollback alone; a switch to what runs calls it
+	// off.
+	rollback()
+	if r = w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{}) }); r.Changed {
+		t.Errorf("upgrade with a queued rollback = %+v, want no change", r)
+	}
+	if r = w.switchTo(ref); !r.Changed || r.Staged || w.status().Status.RollbackQueued {
+		t.Errorf("switch to what runs with a queued rollback = %+v, want it called off", r)
+	}
 	rollback()
 	w.shutdown()
 	if s = w.status(); s.Status.Booted.Image.ImageDigest != one {
@@ -129,6 +139,40 @@ func TestStagedIsDiscarded(t *testing.T) {
 		t.Errorf("status after it = %+v", s.Status)
 	}
 	w.agree()
+}
+
+// TestForeignStaging takes the sign that kedge staged it from a staged
+// deployment: then it is another program's.
+func TestForeignStaging(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	ref, _ := w.push("stable", 1)
+	w.install(ref)
+	w.boot()
+	w.push("stable", 2)
+	w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{}) })
+	file := filepath.Join(w.machine, "run/ostree/staged-deployment")
+	data, err := os.ReadFile(file)
+	must(t, err)
+	marker, err := object.DecodeDict(data)
+	must(t, err)
+	marker.Delete("kedge.staged")
+	must(t, os.WriteFile(file, marker.Encode(), 0o644))
+
+	w.push("stable", 3)
+	for name, op := range map[string]func(*Host) (*v1.Result, error){
+		"upgrade": func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{}) },
+		"kargs":   func(h *Host) (*v1.Result, error) { return h.Kargs(ctx, KargsOptions{Append: []string{"x"}}) },
+	} {
+		_, err := w.try(op)
+		wantKind(t, err, fault.Conflict, "another program")
+		if err != nil && !strings.HasPrefix(err.Error(), name) {
+			t.Errorf("the error does not begin with what was done: %v", err)
+		}
+	}
+	if _, err := w.open().Cleanup(ctx, CleanupOptions{Staged: true}); err != nil {
+		t.Errorf("discarding it when asked: %v", err)
+	}
 }
 
 func TestPublishedStatus(t *testing.T) {

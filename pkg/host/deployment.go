@@ -24,6 +24,7 @@ type deployment struct {
 
 	origin origin
 	image  *imageInfo // nil: no container image
+	update *imageInfo // newer image that a check found, or nil
 	kargs  []string
 }
 

@@ -18,8 +18,8 @@ type imageInfo struct {
 	created  time.Time
 	arch     string
 	layers   []ociv1.Descriptor
-	diffIDs  []string
 	manifest []byte
+	config   []byte
 }
 
 // parseImage reads a stored manifest and config.
@@ -33,14 +33,11 @@ func parseImage(digest string, manifest, config []byte) (*imageInfo, error) {
 		return nil, fmt.Errorf("read the stored config of %s: %w", digest, err)
 	}
 	i := &imageInfo{
-		digest: digest, manifest: manifest, layers: m.Layers, arch: c.Architecture,
+		digest: digest, manifest: manifest, config: config, layers: m.Layers, arch: c.Architecture,
 		version: c.Config.Labels[ociv1.AnnotationVersion],
 	}
 	if i.version == "" {
 		i.version = m.Annotations[ociv1.AnnotationVersion]
-	}
-	for _, d := range c.RootFS.DiffIDs {
-		i.diffIDs = append(i.diffIDs, d.String())
 	}
 	// The order in which bootc looks for the time of the build.
 	if t, err := time.Parse(time.RFC3339Nano, c.Config.Labels[ociv1.AnnotationCreated]); err == nil {

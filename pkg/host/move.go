@@ -54,7 +54,8 @@ func (h *Host) Upgrade(ctx context.Context, o UpgradeOptions) (*v1.Result, error
 }
 
 // CheckUpgrade says whether an upgrade would change anything. It reads the
-// manifest and the config, and writes nothing.
+// manifest and the config; what it finds is noted for status, where this
+// process may write.
 func (h *Host) CheckUpgrade(ctx context.Context, tag string) (*v1.Result, error) {
 	ref, err := h.followedRef(tag)
 	if err != nil {
@@ -73,6 +74,14 @@ func (h *Host) CheckUpgrade(ctx context.Context, tag string) (*v1.Result, error)
 	r.Changed = !isAt(target, ref, info.digest)
 	if !r.Changed {
 		r.ID = target.id
+		return r, nil
+	}
+	if unlock, err := h.lock(ctx); err == nil {
+		defer unlock()
+		if err := h.store.NoteUpdate(ctx, target, info); err != nil {
+			h.cfg.Log.Warn("the update was not noted for status", "error", err)
+		}
+		h.publish(ctx)
 	}
 	return r, nil
 }
@@ -145,11 +154,11 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 	if err := h.changeable(list); err != nil {
 		return nil, err
 	}
+	if m.hold && !h.Booted() {
+		return nil, fault.New(fault.Usage, "leave --download-only out", "%s is not booted: nothing can be staged there", h.cfg.Sysroot)
+	}
 	if isAt(base, m.follow, info.digest) && base.downloadOnly == m.hold && !m.retain {
-		if err := h.store.Settle(ctx); err != nil {
-			return nil, err
-		}
-		return &v1.Result{Operation: m.verb, Image: info.status(m.follow), ID: base.id, Staged: base.staged, DownloadOnly: base.downloadOnly}, nil
+		return h.alreadyAt(ctx, m.verb, list, base)
 	}
 	if err := checkSpace(h.space(list, info)); err != nil {
 		return nil, err
@@ -169,6 +178,23 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 		r.Warnings = h.missingWarnings(list, root)
 	}
 	return r, err
+}
+
+// alreadyAt answers a move to what the host is at. Where a rollback waits for
+// the reboot, switch and deploy call it off: the image was asked for by name.
+// An upgrade does not bring back what was rolled back.
+func (h *Host) alreadyAt(ctx context.Context, verb string, list deployments, d *deployment) (*v1.Result, error) {
+	if err := h.store.Settle(ctx); err != nil {
+		return nil, err
+	}
+	if verb == "upgrade" || d.staged || d == list.next() {
+		return &v1.Result{Operation: verb, Image: d.status(), ID: d.id, Staged: d.staged, DownloadOnly: d.downloadOnly}, nil
+	}
+	if err := h.store.SetDefault(ctx, d); err != nil {
+		return nil, err
+	}
+	h.changed(ctx, verb, list, d)
+	return result(verb, d), nil
 }
 
 // deploy makes the deployment and does what follows every change.

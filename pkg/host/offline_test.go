@@ -55,6 +55,9 @@ func TestInstallSwitchUpgradeRollback(t *testing.T) {
 	if !r.Changed || r.Image.ImageDigest != three {
 		t.Errorf("upgrade --check = %+v, want %s", r, three)
 	}
+	if u := w.status().Status.OtherDeployments[0].CachedUpdate; u == nil || u.ImageDigest != three || *u.Version != "3.0" {
+		t.Errorf("cachedUpdate after the check = %+v, want %s", u, three)
+	}
 	r = w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(context.Background(), UpgradeOptions{}) })
 	if !r.Changed || r.Image.ImageDigest != three {
 		t.Errorf("upgrade = %+v, want %s", r, three)

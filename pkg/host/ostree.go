@@ -101,9 +101,38 @@ func (s *ostreeStore) Deployments() (deployments, error) {
 		if d.image, err = s.image(b.Checksum); err != nil {
 			s.cfg.Log.Warn("the image of a deployment cannot be read", "deployment", d.id, "error", err)
 		}
+		d.update = s.notedUpdate(b.Checksum)
 		list = append(list, d)
 	}
 	return list, nil
+}
+
+// NoteUpdate notes, where bootc looks for it, an image that is newer than that
+// of a deployment.
+func (s *ostreeStore) NoteUpdate(ctx context.Context, d *deployment, i *imageInfo) error {
+	sum, err := object.ParseChecksum(d.root)
+	if err != nil {
+		return err
+	}
+	return s.repo.SetCachedUpdate(ctx, sum, &ostree.CachedUpdate{ManifestDigest: i.digest, Manifest: i.manifest, Config: i.config})
+}
+
+// notedUpdate returns what NoteUpdate or bootc noted; nil where that is
+// nothing that can be read.
+func (s *ostreeStore) notedUpdate(commit string) *imageInfo {
+	sum, err := object.ParseChecksum(commit)
+	if err != nil {
+		return nil
+	}
+	u, err := s.repo.CachedUpdate(sum)
+	if err != nil || u == nil {
+		return nil
+	}
+	info, err := parseImage(u.ManifestDigest, u.Manifest, u.Config)
+	if err != nil {
+		return nil
+	}
+	return info
 }
 
 // image reads the image that a commit was made from; nil where it was made

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os/exec"
 	"strings"
+	"time"
 
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -18,9 +19,19 @@ func (h *Host) Reboot(ctx context.Context) error {
 	return nil
 }
 
+// unitLockWait is how long a unit waits for another writer; a person is told at
+// once that there is one.
+const unitLockWait = 2 * time.Minute
+
+func (h *Host) lockPatiently(ctx context.Context) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, unitLockWait)
+	defer cancel()
+	return h.lock(ctx)
+}
+
 // Finalize puts in place what kedge staged. kedge's unit runs it at shutdown.
 func (h *Host) Finalize(ctx context.Context) error {
-	unlock, err := h.lock(ctx)
+	unlock, err := h.lockPatiently(ctx)
 	if err != nil {
 		return wrap("finalize", err)
 	}
@@ -44,7 +55,7 @@ func (h *Host) BootComplete(ctx context.Context) error {
 	if failure := h.store.FinalizeFailure(); failure != "" {
 		h.cfg.Log.Error("the staged deployment was not put in place at the last shutdown; this is the old one", "why", failure)
 	}
-	unlock, err := h.lock(ctx)
+	unlock, err := h.lockPatiently(ctx)
 	if err != nil {
 		return wrap("complete the boot", err)
 	}

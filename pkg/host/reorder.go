@@ -17,7 +17,11 @@ func (h *Host) Rollback(ctx context.Context) (*v1.Result, error) {
 	r, err := h.reorder(ctx, "rollback", func(list deployments) (*deployment, error) {
 		target := list.rollback()
 		if target == nil {
-			return nil, fault.New(fault.Conflict, "kedge status shows what is kept", "there is no deployment to go back to")
+			hint := "kedge status shows what is kept"
+			if list.staged() != nil {
+				hint = "kedge cleanup --staged discards what is staged"
+			}
+			return nil, fault.New(fault.Conflict, hint, "there is no deployment to go back to")
 		}
 		if current := list.current(); target.index < current.index {
 			return current, nil

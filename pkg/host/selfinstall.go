@@ -19,14 +19,15 @@ import (
 	"github.com/kedge-os/kedge/pkg/selinux"
 )
 
-// Where SelfInstall puts things. The program is in /var, which every deployment
-// of the stateroot shares and no image owns; the units are in /etc, where they
-// are local changes that each new deployment's merge carries over. Both survive
-// switch, upgrade and rollback.
+// SelfProgram is where SelfInstall puts the program: in /var, which every
+// deployment of the stateroot shares and no image owns. The units go to /etc,
+// where they are local changes that each new deployment's merge carries over.
+// Both survive switch, upgrade and rollback.
+const SelfProgram = "/var/lib/kedge/bin/kedge"
+
 const (
-	selfProgram = "/var/lib/kedge/bin/kedge"
-	unitDir     = "etc/systemd/system"
-	wantsDir    = unitDir + "/multi-user.target.wants"
+	unitDir  = "etc/systemd/system"
+	wantsDir = unitDir + "/multi-user.target.wants"
 )
 
 // SelfInstall puts the running program and its units on a host whose image has
@@ -67,9 +68,9 @@ func (h *Host) selfInstall(ctx context.Context, version string) ([]string, error
 	if err := installProgram(vardir, label); err != nil {
 		return nil, err
 	}
-	paths := []string{selfProgram}
+	paths := []string{SelfProgram}
 	for _, name := range units.Names {
-		text, err := units.Text(name, selfProgram)
+		text, err := units.Text(name, SelfProgram)
 		if err != nil {
 			return nil, err
 		}
@@ -152,7 +153,7 @@ func installProgram(vardir *os.Root, label string) error {
 		err = cerr
 	}
 	if err != nil {
-		return fmt.Errorf("copy this program to %s: %w", selfProgram, err)
+		return fmt.Errorf("copy this program to %s: %w", SelfProgram, err)
 	}
 	if err := vardir.Rename(tmp, name); err != nil {
 		return err

@@ -82,6 +82,9 @@ func (h *Host) entry(d *deployment, next bool) *v1.BootEntry {
 	// bootc shows no image where it would lose changes by an upgrade.
 	if !d.origin.incompatible {
 		e.Image = d.status()
+		if d.update != nil && e.Image != nil {
+			e.CachedUpdate = d.update.status(*d.origin.ref)
+		}
 	}
 	return e
 }
