@@ -201,8 +201,8 @@ func TestKilledAnywhere(t *testing.T) {
 			run := runOperation(t, w, op, 0)
 			after := defaults(t, w)
 			t.Logf("%d changes, the default goes from %q to %q", len(run.Calls), before, after)
-			// All points take two minutes; every sixth one is for each change of the code.
-			step := 6
+			// All points take two minutes; every tenth one is for each change of the code.
+			step := 10
 			if os.Getenv("KEDGE_NIGHTLY") != "" {
 				step = 1
 			}
