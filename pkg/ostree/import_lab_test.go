@@ -87,7 +87,7 @@ func readTar(t testing.TB, data []byte, w *LayerImport) *fstree.Layer {
 	r := tar.NewReader(bytes.NewReader(data))
 	for {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return l
 		}
 		if err != nil {
@@ -181,29 +181,6 @@ func marshal(t testing.TB, v any) []byte {
 		t.Fatal(err)
 	}
 	return data
-}
-
-// layout writes the image as an OCI layout and returns its directory.
-func (img *testImage) layout(t testing.TB) string {
-	t.Helper()
-	dir := t.TempDir()
-	write := func(name string, data []byte) {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, blob := range append([][]byte{img.manifest, img.config}, img.tars...) {
-		write("blobs/sha256/"+strings.TrimPrefix(sha(blob), "sha256:"), blob)
-	}
-	write("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`))
-	write("index.json", marshal(t, map[string]any{"schemaVersion": 2, "manifests": []any{map[string]any{
-		"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": sha(img.manifest), "size": len(img.manifest),
-		"annotations": map[string]string{"org.opencontainers.image.ref.name": "t"},
-	}}}))
-	return dir
 }
 
 // take brings the image's layers in, those that the import does not have.
@@ -317,7 +294,10 @@ func policyFiles() []ent {
 		{name: "etc/"},
 		{name: "etc/selinux/"},
 		{name: "etc/selinux/config", data: "SELINUX=enforcing\nSELINUXTYPE=mini\n"},
-		{name: "etc/selinux/mini/"}, {name: "etc/selinux/mini/policy/"}, {name: "etc/selinux/mini/contexts/"}, {name: "etc/selinux/mini/contexts/files/"},
+		{name: "etc/selinux/mini/"},
+		{name: "etc/selinux/mini/policy/"},
+		{name: "etc/selinux/mini/contexts/"},
+		{name: "etc/selinux/mini/contexts/files/"},
 		{name: "etc/selinux/mini/policy/policy.33", data: "not a policy\n"},
 		{name: "etc/selinux/mini/contexts/files/file_contexts", data: `/.*	system_u:object_r:default_t:s0
 /	-d	system_u:object_r:root_t:s0

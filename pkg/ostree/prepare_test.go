@@ -20,7 +20,7 @@ func memTree(paths ...string) (*fstree.Tree, OpenFunc) {
 	contents := map[fstree.Digest]string{}
 	for _, p := range paths {
 		var n *fstree.Inode
-		path := p
+		var path string
 		switch {
 		case strings.HasSuffix(p, "/"):
 			n, path = fstree.NewDir(0o755), strings.TrimSuffix(p, "/")
