@@ -234,10 +234,10 @@ func (r *Repo) hashFile(ctx context.Context, tree *fstree.Tree, c Checksum) (sum
 // follow reports what a commit needs and does not have. A commit that is known
 // to be incomplete may lack objects, but what it has must be sound.
 func (f *fsck) follow(ctx context.Context, commit Checksum, partial bool) error {
+	f.blame(object.Name{Checksum: commit, Type: object.TypeCommit}, commit)
 	c, err := f.repo.ReadCommit(commit)
 	if err != nil {
-		f.blame(object.Name{Checksum: commit, Type: object.TypeCommit}, commit)
-		return nil
+		return nil //nolint:nilerr // reported when it was hashed
 	}
 	seen := make(ObjectSet)
 	var visit func(dirtree, dirmeta Checksum, depth int) error
@@ -265,7 +265,7 @@ func (f *fsck) follow(ctx context.Context, commit Checksum, partial bool) error 
 		}
 		files, dirs, err := f.repo.ReadDirtree(dirtree)
 		if err != nil {
-			return nil // reported when it was hashed
+			return nil //nolint:nilerr // reported when it was hashed
 		}
 		for _, e := range files {
 			need(object.Name{Checksum: e.Checksum, Type: object.TypeFile})

@@ -150,8 +150,10 @@ func TestCommitsLikeOstree(t *testing.T) {
 				theirs := filepath.Join(t.TempDir(), "repo")
 				run(t, "ostree", "init", "--repo="+theirs, "--mode="+strings.TrimSuffix(mode.String(), "-z2"))
 				run(t, "ostree", "config", "--repo="+theirs, "set", "core.fsync", "false")
-				want := run(t, "ostree", slices.Concat([]string{"commit", "--repo=" + theirs, "--branch=test/ref", "--tree=dir=" + dir,
-					"--subject=subject", "--body=body", "--timestamp=@1700000000", "--add-metadata-string=version=1.2"}, c.args)...)
+				want := run(t, "ostree", slices.Concat([]string{
+					"commit", "--repo=" + theirs, "--branch=test/ref", "--tree=dir=" + dir,
+					"--subject=subject", "--body=body", "--timestamp=@1700000000", "--add-metadata-string=version=1.2",
+				}, c.args)...)
 				r, path := emptyRepo(t, mode)
 				got := commitDir(t, withoutSync(t, r), dir, "test/ref", c.opts)
 				if got.String() != want {

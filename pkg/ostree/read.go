@@ -275,11 +275,11 @@ func (i *inflater) Read(p []byte) (int, error) {
 	n, err := i.z.Read(p[:min(int64(len(p)), i.left)])
 	i.left -= int64(n)
 	switch {
-	case err == io.EOF && i.left > 0:
+	case errors.Is(err, io.EOF) && i.left > 0:
 		err = fmt.Errorf("%w: %d bytes less than its header says", object.ErrFormat, i.left)
-	case err == io.EOF, err == nil:
+	case errors.Is(err, io.EOF):
 		err = nil
-	default:
+	case err != nil:
 		err = fmt.Errorf("%w: %w", object.ErrFormat, err)
 	}
 	return n, err

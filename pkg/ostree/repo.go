@@ -271,8 +271,10 @@ func (r *Repo) fsync(f *os.File) error {
 }
 
 func readOnly(m Mode) error {
-	return &fault.Error{Kind: fault.Conflict, Hint: "use a repository of the mode bare, bare-user or archive",
-		Err: fmt.Errorf("write to a repository of the mode %s: %w", m, ErrReadOnlyMode)}
+	return &fault.Error{
+		Kind: fault.Conflict, Hint: "use a repository of the mode bare, bare-user or archive",
+		Err: fmt.Errorf("write to a repository of the mode %s: %w", m, ErrReadOnlyMode),
+	}
 }
 
 func (r *Repo) checkWritable() error {

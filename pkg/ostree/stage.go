@@ -19,27 +19,9 @@ import (
 // read. Whoever imports therefore stages a content under its own sha256 while
 // it streams by, and turns it into objects later: AdoptFile takes the staged
 // file's inode as the object where it can, so that nothing is written twice.
-// FileSum and SumContent are the checksum without the object, for guessing
-// ahead and for checking whether a guess held.
 
-// FileSum returns the checksum of the file object that PutFile or AdoptFile
-// would stage for n, whose content (regular files only) r has.
-func (t *Txn) FileSum(n *fstree.Inode, r io.Reader) (sum Checksum, err error) {
-	header, err := t.fileHeader(n)
-	if err != nil {
-		return sum, err
-	}
-	if n.IsSymlink() {
-		return sha256.Sum256(header), nil
-	}
-	return sumContent(t.ctx, header, n, r)
-}
-
-// Header returns what precedes n's content in the checksum of its object in
-// this repository. It differs from object.FileHeader of n only in the xattrs
-// that a repository of this mode does not keep (see PutFile).
-func (t *Txn) Header(n *fstree.Inode) ([]byte, error) { return t.fileHeader(n) }
-
+// sumContent returns the checksum of the object with a header and the content
+// in r, which must have n's size.
 func sumContent(ctx context.Context, header []byte, n *fstree.Inode, r io.Reader) (sum Checksum, err error) {
 	h := sha256.New()
 	h.Write(header)

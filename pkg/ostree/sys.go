@@ -20,7 +20,7 @@ func randomName() string { return rand.Text()[:12] }
 
 func retry(fn func() error) error {
 	for {
-		if err := fn(); err != unix.EINTR {
+		if err := fn(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

@@ -150,14 +150,14 @@ type onceMap[K comparable, V any] struct {
 	m  map[K]V
 }
 
-func (o *onceMap[K, V]) get(k K, make_ func() (V, error)) (V, error) {
+func (o *onceMap[K, V]) get(k K, compute func() (V, error)) (V, error) {
 	o.mu.Lock()
 	v, ok := o.m[k]
 	o.mu.Unlock()
 	if ok {
 		return v, nil
 	}
-	v, err := make_()
+	v, err := compute()
 	if err != nil {
 		return v, err
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"strings"
 	"sync"
 
@@ -328,42 +327,6 @@ func (t *Txn) putLarge(n *fstree.Inode, header []byte, r io.Reader, buf []byte) 
 
 func wrongSize(n *fstree.Inode) error {
 	return fault.New(fault.Corrupt, "", "the content has not the %d bytes that it should", n.Size)
-}
-
-// readAll fills buf as far as r has bytes. Unlike io.ReadFull it tells the end
-// of r from an error of the kind io.ErrUnexpectedEOF inside r.
-func readAll(r io.Reader, buf []byte) (n int, err error) {
-	for n < len(buf) {
-		k, err := r.Read(buf[n:])
-		n += k
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return n, err
-		}
-	}
-	return n, nil
-}
-
-// sparseWriter writes blocks of zeros as holes. The caller sets the length.
-type sparseWriter struct{ f *os.File }
-
-func (w sparseWriter) Write(p []byte) (int, error) {
-	if len(p) < copyBuffer || !allZero(p) {
-		return w.f.Write(p)
-	}
-	_, err := w.f.Seek(int64(len(p)), io.SeekCurrent)
-	return len(p), err
-}
-
-func allZero(p []byte) bool {
-	for _, c := range p {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // finishFile gives an unnamed file what its object's file has in this mode.
