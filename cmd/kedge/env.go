@@ -36,13 +36,13 @@ type env struct {
 	log *slog.Logger
 }
 
-// release is set by the linker in release builds.
-var release string
+// version is set by the linker in builds that make makes.
+var version string
 
-// version names the build: the release, else the commit it was built from.
-func version() string {
-	if release != "" {
-		return release
+// buildVersion names the build: what make said, else the commit.
+func buildVersion() string {
+	if version != "" {
+		return version
 	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -67,7 +67,7 @@ func newApp(e *env) *cli.App {
 		Usage: "keep a Linux host on an OCI image",
 		Description: "kedge installs a host from an OCI image, moves it to another image or a newer one\n" +
 			"in one atomic step, and keeps the previous root one reboot away.",
-		Version:         version(),
+		Version:         buildVersion(),
 		HideHelp:        true,
 		HideHelpCommand: true,
 		HideVersion:     true,

@@ -21,10 +21,10 @@ func (e *env) config() host.Config {
 // and /boot may be read-only for everybody else. The program starts again
 // there, so nothing may have been done before.
 func (e *env) enter() error {
-	if _, err := os.Stat("/run/ostree-booted"); err != nil {
-		return nil
+	if _, err := os.Stat("/run/ostree-booted"); err == nil {
+		return mountns.Enter()
 	}
-	return mountns.Enter()
+	return nil
 }
 
 // open opens the host to read it, or to change it.

@@ -35,7 +35,7 @@ func runSelfInstall(ctx context.Context, e *env) error {
 		return err
 	}
 	defer h.Close()
-	paths, err := h.SelfInstall(ctx, version())
+	paths, err := h.SelfInstall(ctx, buildVersion())
 	if err != nil {
 		return err
 	}

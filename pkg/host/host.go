@@ -21,6 +21,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -76,6 +77,14 @@ func (c Config) withDefaults() Config {
 	}
 	c.Images.Progress, c.Images.Logger = c.Progress, c.Log
 	return c
+}
+
+// closeQuietly closes what only holds descriptors and temporary files: a
+// failure cannot undo what was done, and is logged.
+func (c Config) closeQuietly(x io.Closer) {
+	if err := x.Close(); err != nil {
+		c.Log.Warn("on closing", "error", err)
+	}
 }
 
 type silent struct{}

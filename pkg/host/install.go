@@ -72,7 +72,7 @@ func install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, err
 	if err != nil {
 		return nil, err
 	}
-	defer src.Close()
+	defer cfg.closeQuietly(src)
 	if err := initialise(cfg.Sysroot); err != nil {
 		return nil, err
 	}

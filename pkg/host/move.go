@@ -91,7 +91,7 @@ func (h *Host) resolve(ctx context.Context, ref ocibridge.Reference) (*imageInfo
 	if err != nil {
 		return nil, err
 	}
-	defer src.Close()
+	defer h.cfg.closeQuietly(src)
 	return sourceInfo(src)
 }
 
@@ -136,7 +136,7 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer src.Close()
+	defer h.cfg.closeQuietly(src)
 	info, err := sourceInfo(src)
 	if err != nil {
 		return nil, err

@@ -257,8 +257,7 @@ func initialise(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer repo.Close()
-	return setSysrootConfig(repo)
+	return errors.Join(setSysrootConfig(repo), repo.Close())
 }
 
 // setSysrootConfig sets what bootc sets at installation: no loader is written

@@ -39,7 +39,7 @@ func (s *ostreeStore) Import(ctx context.Context, src *ocibridge.Source, ref oci
 	if err != nil {
 		return "", err
 	}
-	defer im.Close()
+	defer s.cfg.closeQuietly(im)
 	img, err := src.Import(ctx, layerStore{im})
 	if err != nil {
 		return "", err
@@ -47,6 +47,9 @@ func (s *ostreeStore) Import(ctx context.Context, src *ocibridge.Source, ref oci
 	s.cfg.Progress.Step(v1.TaskImporting, "Importing the image")
 	c, err := container(img, im)
 	if err != nil {
+		return "", err
+	}
+	if err := checkKernel(c.Prepared.Tree); err != nil {
 		return "", err
 	}
 	c.ImageRef = ref.Image()

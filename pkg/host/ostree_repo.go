@@ -60,7 +60,7 @@ func (r *bootRepo) SetRefs(ctx context.Context, refs map[string]string) error {
 	if err != nil {
 		return err
 	}
-	defer txn.Abort()
+	defer txn.Abort() //nolint:errcheck // after Commit it does nothing, and before it there is an error already
 	for name, commit := range refs {
 		var sum object.Checksum
 		if commit != "" {
@@ -68,7 +68,9 @@ func (r *bootRepo) SetRefs(ctx context.Context, refs map[string]string) error {
 				return err
 			}
 		}
-		txn.SetRef(name, sum)
+		if err := txn.SetRef(name, sum); err != nil {
+			return err
+		}
 	}
 	return txn.Commit()
 }
@@ -111,7 +113,7 @@ func (s *ostreeStore) SameContent(a, b *fstree.Inode) (bool, error) {
 			continue
 		}
 		for _, e := range []error{err, err2} {
-			if e != nil && e != io.EOF && e != io.ErrUnexpectedEOF {
+			if e != nil && !errors.Is(e, io.EOF) && !errors.Is(e, io.ErrUnexpectedEOF) {
 				return false, e
 			}
 		}

@@ -16,7 +16,8 @@ import (
 // looks settled does not say that nothing was left behind.
 const unfinishedFile = stateDir + "/unfinished"
 
-// begin announces a change, before anything of it is written.
+// begin announces a change, before anything of it is written. What a writer
+// left that died before it could announce one goes here too.
 func (s *ostreeStore) begin() error {
 	s.swept = false
 	if s.begun || s.interrupted {
@@ -26,6 +27,9 @@ func (s *ostreeStore) begin() error {
 		return fmt.Errorf("make %s: %w", stateDir, err)
 	}
 	s.begun = true
+	if err := s.repo.CleanSides(); err != nil {
+		return err
+	}
 	f, err := s.Root().OpenFile(unfinishedFile, os.O_WRONLY|os.O_CREATE, 0o644)
 	if err == nil {
 		err = f.Close()

@@ -44,7 +44,7 @@ func (h *Host) plan(ctx context.Context, o PlanOptions) (*v1.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer src.Close()
+	defer h.cfg.closeQuietly(src)
 	info, err := sourceInfo(src)
 	if err != nil {
 		return nil, err
@@ -172,7 +172,7 @@ func (h *Host) withoutKedge(list deployments) string {
 	if d := list.current(); d != nil && h.selfInstalled(d) {
 		return "the one that kedge self install put on this host goes on working"
 	}
-	return "kedge is gone after the reboot; run kedge self install before it to keep it (ostree admin rollback leads back)"
+	return "kedge is gone after the reboot; run kedge self install before it to keep it (the boot menu leads back)"
 }
 
 // missingWarnings are what missing finds in a root that was just imported, for

@@ -1,0 +1,41 @@
+package host
+
+import (
+	"strings"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fstree"
+)
+
+// checkKernel refuses a tree that package boot would refuse for its kernels,
+// while nothing of it is in the repository yet.
+func checkKernel(t *fstree.Tree) error {
+	const modules = "usr/lib/modules"
+	found := ""
+	if dir := t.Resolve(modules); dir != nil {
+		for _, e := range dir.Entries() {
+			n := t.Resolve(modules + "/" + e.Name + "/vmlinuz")
+			if n == nil || !n.IsRegular() {
+				continue
+			}
+			if found != "" {
+				return fault.New(fault.Conflict, "an image must hold one kernel: remove the other directory in /usr/lib/modules",
+					"the image has two kernels, %s and %s", found, e.Name)
+			}
+			found = e.Name
+		}
+	}
+	if found != "" {
+		return nil
+	}
+	for _, old := range []string{"usr/lib/ostree-boot", "boot"} { // libostree's former places
+		if dir := t.Resolve(old); dir != nil {
+			for _, e := range dir.Entries() {
+				if strings.HasPrefix(e.Name, "vmlinuz-") {
+					return nil
+				}
+			}
+		}
+	}
+	return fault.New(fault.Conflict, "the image needs /usr/lib/modules/VERSION/vmlinuz and initramfs.img", "the image has no kernel")
+}
