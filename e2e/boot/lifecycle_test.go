@@ -49,7 +49,7 @@ RUN echo two >/usr/share/marker && \
 	if s.Status.Staged == nil || s.Status.Staged.Image.Image.Image != w.Registry.GuestRepo("os:two") {
 		t.Fatalf("after switch, status shows %+v as staged", s.Status.Staged)
 	}
-	g.want("libostree sees what is staged", "ostree admin status | grep -c staged", "1")
+	g.want("libostree sees what is staged, and leaves it to kedge", "ostree admin status | grep -c 'finalization locked'", "1")
 	g.sh("echo late >/etc/late") // an edit between staging and shutdown is merged too
 
 	g = g.reboot(m)

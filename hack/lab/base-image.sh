@@ -52,7 +52,9 @@ make_base() {
   say "1/4 Debian $suite from packages (mmdebstrap, about 100 s)"
   local include kver m l
   include=$(IFS=,; echo "${packages[*]}")
+  # dracut's hook would make an initramfs in /boot that nobody wants.
   mmdebstrap --mode=root --variant=minbase --include="$include" \
+    --dpkgopt='path-exclude=/etc/kernel/postinst.d/dracut' \
     --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Retries "3"' \
     --aptopt='Apt::Install-Recommends "false"' \
     "$suite" "$root" >"$work/mmdebstrap.log" 2>&1 || { tail -n 30 "$work/mmdebstrap.log" >&2; exit 1; }
@@ -112,6 +114,10 @@ EOF
   # Packages come with the image; nothing on the host looks for newer ones.
   systemctl --root="$root" disable -q apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
     e2scrub_all.timer podman-auto-update.timer
+  # What the image has made already; each new deployment would make it once more,
+  # at every step of a test.
+  systemctl --root="$root" mask -q ldconfig.service systemd-journal-catalog-update.service \
+    systemd-hwdb-update.service
   ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
   : >"$root/etc/machine-id"
   echo kedge-lab >"$root/etc/hostname"
