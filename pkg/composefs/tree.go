@@ -12,8 +12,8 @@
 // (FromTree, FromOSTree); it becomes bytes with WriteImage, which gives the
 // same bytes as mkcomposefs 1.0.8.
 //
-// Everything but Seal, Measure and CreateSealed is free of I/O beyond the given
-// reader or writer. CreateSealed's commit point is the ioctl that enables
+// Nothing but Seal, Measure and CreateSealed touches files, and nothing but
+// WriteImageWith starts a program. CreateSealed's commit point is the ioctl that enables
 // verity; whoever gives the file its final name does so afterwards.
 package composefs
 
