@@ -2,9 +2,10 @@ package offline
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/kedge-os/kedge/internal/lab"
 )
 
 // BuildKedge builds the program to test, unless KEDGE_BINARY names it.
@@ -14,10 +15,8 @@ func BuildKedge(t testing.TB) string {
 		return path
 	}
 	path := filepath.Join(t.TempDir(), "kedge")
-	cmd := exec.Command("go", "build", "-tags", "containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper", "-o", path, "github.com/kedge-os/kedge/cmd/kedge")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build kedge: %v\n%s", err, out)
+	if err := lab.BuildKedge(t.Context(), path); err != nil {
+		t.Fatal(err)
 	}
 	return path
 }
@@ -46,4 +45,3 @@ func Install(t testing.TB, kedge, image string) string {
 	}
 	return sysroot
 }
-
