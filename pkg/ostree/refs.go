@@ -225,21 +225,15 @@ func (r *Repo) resolveName(name string) (Checksum, error) {
 // itself rather than all with the whole file system.
 const syncRefsApart = 4
 
-// writeRefs changes refs, in order. What the new ones say is on disk before
-// the first is renamed into place. Parent directories are made; a ref in the
-// way of one is an error, as in libostree.
-func (r *Repo) writeRefs(list []refUpdate) (err error) {
+// writeRefs changes refs, in order. What the new ones say is on disk, in the
+// staging directory, before the first is renamed into place. Parent directories
+// are made; a ref in the way of one is an error, as in libostree.
+func (t *Txn) writeRefs(list []refUpdate) (err error) {
+	r := t.repo
 	temps := make([]string, len(list))
-	defer func() {
-		for _, tmp := range temps {
-			if tmp != "" {
-				_ = unlinkAt(r.tmp, tmp)
-			}
-		}
-	}()
 	apart := len(list) <= syncRefsApart
 	for i, u := range list {
-		if temps[i], err = r.stageRef(u, apart); err != nil {
+		if temps[i], err = t.stageRef(u, apart); err != nil {
 			return fmt.Errorf("write the ref %s: %w", u.name, err)
 		}
 	}
@@ -250,10 +244,9 @@ func (r *Repo) writeRefs(list []refUpdate) (err error) {
 	}
 	dirs := make(map[string]bool)
 	for i, u := range list {
-		if err := r.placeRef(u, temps[i], dirs); err != nil {
+		if err := t.placeRef(u, temps[i], dirs); err != nil {
 			return fmt.Errorf("write the ref %s: %w", u.name, err)
 		}
-		temps[i] = ""
 	}
 	for dir := range dirs {
 		d, err := openDirAt(r.dir, dir)
@@ -271,21 +264,22 @@ func (r *Repo) writeRefs(list []refUpdate) (err error) {
 	return nil
 }
 
-// stageRef writes a ref's file or symlink to tmp/ and returns its name there;
-// "" for a ref that is to be deleted.
-func (r *Repo) stageRef(u refUpdate, sync bool) (name string, err error) {
-	name = sidePrefix + randomName()
+// stageRef writes a ref's file or symlink to the staging directory and returns
+// its name there; "" for a ref that is to be deleted.
+func (t *Txn) stageRef(u refUpdate, sync bool) (name string, err error) {
+	dir := t.stage.dir
+	name = "ref-" + randomName()
 	switch {
 	case u.alias != "":
 		if strings.Contains(u.name, ":") {
 			return "", fault.New(fault.Usage, "", "only a local ref can be an alias")
 		}
 		target := strings.Repeat("../", strings.Count(u.name, "/")) + u.alias
-		return name, unix.Symlinkat(target, int(r.tmp.Fd()), name)
+		return name, unix.Symlinkat(target, int(dir.Fd()), name)
 	case u.target.IsZero():
 		return "", nil
 	}
-	tmp, err := newTemp(r.tmp, 0o644)
+	tmp, err := newTemp(dir, 0o644)
 	if err != nil {
 		return "", err
 	}
@@ -294,21 +288,21 @@ func (r *Repo) stageRef(u refUpdate, sync bool) (name string, err error) {
 		err = unix.Fchmod(tmp.fd(), 0o644)
 	}
 	if err == nil && sync {
-		err = r.fsync(tmp.File)
+		err = t.repo.fsync(tmp.File)
 	}
 	if err == nil {
-		err = tmp.link(r.tmp, name)
+		err = tmp.link(dir, name)
 	}
 	return name, err
 }
 
 // placeRef renames or deletes a ref and notes its directory.
-func (r *Repo) placeRef(u refUpdate, tmp string, dirs map[string]bool) error {
+func (t *Txn) placeRef(u refUpdate, tmp string, dirs map[string]bool) error {
 	file, err := refPath(u.name)
 	if err != nil {
 		return err
 	}
-	root, err := r.root()
+	root, err := t.repo.root()
 	if err != nil {
 		return err
 	}
@@ -325,7 +319,7 @@ func (r *Repo) placeRef(u refUpdate, tmp string, dirs map[string]bool) error {
 	if err := root.MkdirAll(path.Dir(file), 0o755); err != nil {
 		return err
 	}
-	if err := unix.Renameat(int(r.tmp.Fd()), tmp, int(r.dir.Fd()), file); err != nil {
+	if err := unix.Renameat(int(t.stage.dir.Fd()), tmp, int(t.repo.dir.Fd()), file); err != nil {
 		return &fs.PathError{Op: "rename", Path: file, Err: err}
 	}
 	return nil

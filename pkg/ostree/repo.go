@@ -230,6 +230,10 @@ func (r *Repo) SetConfig(c *Config) error {
 	return nil
 }
 
+// sidePrefix starts the names of files in tmp/ that are about to be renamed
+// over another.
+const sidePrefix = ".kedge-"
+
 // replaceFile writes name beneath the repository's directory: a temporary file
 // in tmp/, fsync, rename, fsync of the directory.
 func (r *Repo) replaceFile(name string, data []byte, perm uint32) error {

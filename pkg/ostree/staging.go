@@ -126,14 +126,11 @@ func (r *Repo) removeStaging(s *staging) error {
 	return nil
 }
 
-// sidePrefix begins the names in tmp/ under which a new file waits to be
-// renamed into place.
-const sidePrefix = ".kedge-"
-
 // CleanSides removes at once what a writer that died left beside its staging
 // directory, which the next transaction continues: files that were to be renamed
-// into place, and locks of staging directories that are gone. The caller
-// excludes other writers.
+// over another, and locks of staging directories that are gone. What a living
+// process uses is locked and stays, except in a repository that is being
+// created, whose creator the caller excludes.
 func (r *Repo) CleanSides() error {
 	names, err := readDirNames(r.dir, ".")
 	if err != nil {
@@ -151,7 +148,7 @@ func (r *Repo) CleanSides() error {
 	for _, name := range names {
 		switch dir, isLock := strings.CutSuffix(name, "-lock"); {
 		case strings.HasPrefix(name, sidePrefix):
-			errs = append(errs, unlinkAt(r.tmp, name))
+			errs = append(errs, r.removeUnlocked(name))
 		case isLock && strings.HasPrefix(name, stagingPrefix):
 			s, err := r.lockStaging(dir) // removes the lock of a directory that is gone
 			if s != nil {
@@ -166,41 +163,62 @@ func (r *Repo) CleanSides() error {
 	return nil
 }
 
-// CleanTmp removes what crashed or aborted transactions left in tmp/: staging
-// directories of other boots, which may be torn, and, with all, those of this
-// boot that nobody works in, whose content would spare the next transaction
-// some work. Other entries go when they are older than core.tmp-expiry-secs, as
-// in libostree.
+// removeUnlocked removes a file that nobody has locked.
+func (r *Repo) removeUnlocked(name string) error {
+	f, err := openAt(r.tmp, name, unix.O_RDWR|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if ok, err := tryLock(f, true); !ok || err != nil {
+		return err
+	}
+	return unlinkAt(r.tmp, name)
+}
+
+// CleanTmp removes what crashed or aborted transactions left in tmp/: what
+// CleanSides does, staging directories of other boots, which may be torn, and,
+// with all, those of this boot that nobody works in, whose content would spare
+// the next transaction some work. Other entries go when they are older than
+// core.tmp-expiry-secs, as in libostree.
 func (r *Repo) CleanTmp(all bool) error {
 	names, err := readDirNames(r.tmp, ".")
 	if err != nil {
 		return fmt.Errorf("clean %s/tmp: %w", r.path, err)
 	}
-	expiry := time.Duration(r.config.Int("core", "tmp-expiry-secs", 86400)) * time.Second
 	var errs []error
 	for _, name := range names {
 		var st unix.Stat_t
 		if name == "cache" || unix.Fstatat(int(r.tmp.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 			continue
 		}
-		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-		if strings.HasPrefix(name, stagingPrefix) && isDir {
-			if strings.HasPrefix(name, r.stagingPrefix()) && !all {
-				continue
-			}
-			s, err := r.lockStaging(name)
-			if err == nil && s != nil {
-				err = r.removeStaging(s)
-			}
+		if err := r.cleanEntry(name, &st, all); err != nil {
 			errs = append(errs, err)
-			continue
-		}
-		if age := time.Since(time.Unix(st.Mtim.Sec, st.Mtim.Nsec)); age > expiry {
-			errs = append(errs, removeAllAt(r.tmp, name))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clean %s/tmp: %w", r.path, err)
+	}
+	return r.CleanSides()
+}
+
+func (r *Repo) cleanEntry(name string, st *unix.Stat_t, all bool) error {
+	if strings.HasPrefix(name, stagingPrefix) && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		if strings.HasPrefix(name, r.stagingPrefix()) && !all {
+			return nil
+		}
+		s, err := r.lockStaging(name)
+		if err != nil || s == nil {
+			return err
+		}
+		return r.removeStaging(s)
+	}
+	expiry := time.Duration(r.config.Int("core", "tmp-expiry-secs", 86400)) * time.Second
+	if time.Since(time.Unix(st.Mtim.Sec, st.Mtim.Nsec)) > expiry && !strings.HasPrefix(name, sidePrefix) && !strings.HasPrefix(name, stagingPrefix) {
+		return removeAllAt(r.tmp, name)
 	}
 	return nil
 }

@@ -192,7 +192,7 @@ func (t *Txn) commit() error {
 			return fmt.Errorf("write the ref %s: %w", u.name, err)
 		}
 	}
-	return t.repo.writeRefs(t.refs)
+	return t.writeRefs(t.refs)
 }
 
 func (r *Repo) syncfs() error {

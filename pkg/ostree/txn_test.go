@@ -118,6 +118,32 @@ func TestAbandonedCommitsDoNotAppear(t *testing.T) {
 	}
 }
 
+// What processes left that died in the middle of something is cleaned up, and
+// what living ones use is not.
+func TestCleanTmp(t *testing.T) {
+	r, path := emptyRepo(t, BareUser)
+	tmp := filepath.Join(path, "tmp")
+	for _, name := range []string{sidePrefix + "dead", stagingPrefix + r.bootID + "-gone00-lock", "unknown"} {
+		check(t, os.WriteFile(filepath.Join(tmp, name), nil, 0o644))
+	}
+	used := must[*os.File](t)(os.Create(filepath.Join(tmp, sidePrefix+"used")))
+	defer used.Close()
+	if !must[bool](t)(tryLock(used, true)) {
+		t.Fatal("cannot lock")
+	}
+	txn := must[*Txn](t)(r.Txn(context.Background()))
+	again := must[*Repo](t)(Open(path))
+	defer again.Close()
+	check(t, again.CleanTmp(true))
+	if got, want := strings.Join(tmpNames(t, path), " "), sidePrefix+"used "+txn.stage.name+" "+txn.stage.name+"-lock unknown"; got != want {
+		t.Errorf("tmp/ has %s, want %s", got, want)
+	}
+	check(t, txn.Abort(), again.CleanTmp(true))
+	if got, want := strings.Join(tmpNames(t, path), " "), sidePrefix+"used unknown"; got != want {
+		t.Errorf("tmp/ has %s, want %s", got, want)
+	}
+}
+
 func TestTwoTransactionsHaveTheirOwnStaging(t *testing.T) {
 	r, path := emptyRepo(t, BareUser)
 	a := must[*Txn](t)(r.Txn(context.Background()))
