@@ -10,6 +10,7 @@ import (
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/internal/jsonschema"
+	"github.com/kedge-os/kedge/pkg/boot/units"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/ostree/object"
 )
@@ -237,6 +238,10 @@ func TestSelfInstallSurvivesSwitch(t *testing.T) {
 	if got := plan(); !strings.Contains(got, "kedge is gone after the reboot") {
 		t.Errorf("plan before self install says %q", got)
 	}
+	must(t, os.Remove(w.machine+"/usr/lib/systemd/system/"+units.Finalize))
+	w.push("stable", 2)
+	_, err := w.try(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{}) })
+	wantKind(t, err, fault.Conflict, "puts a staged deployment in place")
 	paths, err := w.open().SelfInstall(ctx, "test")
 	must(t, err)
 	for _, p := range paths {

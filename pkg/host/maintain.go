@@ -87,7 +87,7 @@ func (h *Host) pin(ctx context.Context, verb string, index int, pinned bool) (*v
 	if err := h.store.SetPinned(d, pinned); err != nil {
 		return nil, err
 	}
-	h.record(v1.HistoryEntry{Verb: verb, Result: "done", ID: d.id, Image: d.origin.text})
+	h.record(historyOf(verb, d))
 	h.publish(ctx)
 	return r, nil
 }

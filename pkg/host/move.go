@@ -3,8 +3,11 @@ package host
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/boot/units"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/ocibridge"
 )
@@ -245,11 +248,25 @@ func (h *Host) changeable(list deployments) error {
 		return fault.New(fault.Conflict, "reboot into it, or discard it: kedge cleanup --staged (also: ostree admin undeploy 0, rpm-ostree cleanup -p)",
 			"the staged deployment %s was staged by another program and would be lost", s.id)
 	}
+	if h.Booted() && !h.hasFinalizer() {
+		return fault.New(fault.Conflict, "kedge self install puts kedge's units on this host",
+			"this host has no %s, which puts a staged deployment in place at shutdown", units.Finalize)
+	}
 	if base.origin.incompatible {
 		return fault.New(fault.Conflict, "undo them first (rpm-ostree reset), reboot, and run the command again; kedge has no client-side packages",
 			"the deployment %s has client-side changes that would be lost: %s", base.id, describePackages(base.origin.packages))
 	}
 	return nil
+}
+
+// hasFinalizer reports whether the running machine has kedge's unit.
+func (h *Host) hasFinalizer() bool {
+	for _, dir := range []string{unitDir, "usr/lib/systemd/system", "run/systemd/system"} {
+		if _, err := os.Stat(filepath.Join(h.cfg.Machine, dir, units.Finalize)); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 func describePackages(p *v1.Packages) string {

@@ -20,6 +20,7 @@ import (
 	"github.com/kedge-os/kedge/e2e/smallimage"
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/internal/testregistry"
+	"github.com/kedge-os/kedge/pkg/boot/units"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/ocibridge"
 	"github.com/kedge-os/kedge/pkg/ostree/object"
@@ -180,6 +181,7 @@ func (w *world) boot() {
 	meta := object.Dict{{Key: "backing-root-device-inode", Value: object.Variant{Type: "(tt)", Data: devino}}}
 	w.write(w.machine+"/run/ostree-booted", string(meta.Encode()))
 	w.write(w.machine+"/proc/cmdline", "quiet\n")
+	w.write(w.machine+"/usr/lib/systemd/system/"+units.Finalize, "[Unit]\n")
 }
 
 func (w *world) bind(from, to string) {
