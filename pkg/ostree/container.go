@@ -144,29 +144,27 @@ func (im *Import) writeContainer(ctx context.Context, c *Container) (merge objec
 			return merge, err
 		}
 	}
-	w := newDirWriter(txn, set)
 	base, err := im.writeBase(txn, c.Base)
 	if err != nil {
 		return merge, err
 	}
+	m := object.Commit{Metadata: metadata, Parent: base, Time: created}
 	commits := make([]object.Checksum, len(c.Layers))
-	for i := range c.Layers {
-		if commits[i], err = im.writeLayer(txn, w, &c.Layers[i], trees[i], base); err != nil {
-			return merge, err
+	err = parallel(ctx, len(c.Layers)+1, func(i int) (err error) {
+		w := newDirWriter(txn, set)
+		if i == 0 {
+			return c.mergedTree(w, &m)
 		}
+		commits[i-1], err = im.writeLayer(w, &c.Layers[i-1], trees[i-1], base)
+		return err
+	})
+	if err != nil {
+		return merge, err
+	}
+	for i := range c.Layers {
 		if err := txn.SetRef(LayerRef(c.Layers[i].Digest), commits[i]); err != nil {
 			return merge, err
 		}
-	}
-	m := object.Commit{Metadata: metadata, Parent: base, Time: created}
-	if c.Prepared.unchanged {
-		own, err := object.DecodeCommit(c.Base.Commit)
-		if err != nil {
-			return merge, err
-		}
-		m.Tree, m.Meta = own.Tree, own.Meta
-	} else if m.Tree, m.Meta, err = w.write(c.Prepared.Tree.Root); err != nil {
-		return merge, err
 	}
 	if merge, err = txn.PutCommit(&m); err != nil {
 		return merge, err
@@ -190,6 +188,20 @@ func (im *Import) writeContainer(ctx context.Context, c *Container) (merge objec
 	}
 	im.Warning = errors.Join(index.commit(), im.stage.clear())
 	return merge, nil
+}
+
+// mergedTree writes the merged tree and names it in its commit.
+func (c *Container) mergedTree(w *dirWriter, m *object.Commit) (err error) {
+	if c.Prepared.unchanged {
+		own, err := object.DecodeCommit(c.Base.Commit)
+		if err != nil {
+			return err
+		}
+		m.Tree, m.Meta = own.Tree, own.Meta
+		return nil
+	}
+	m.Tree, m.Meta, err = w.write(c.Prepared.Tree.Root)
+	return err
 }
 
 // layerTrees makes the trees of the derived layers' commits.
@@ -303,7 +315,7 @@ func (im *Import) writeBase(txn *Txn, b *BaseCommit) (object.Checksum, error) {
 }
 
 // writeLayer writes the commit that a layer's ref names.
-func (im *Import) writeLayer(txn *Txn, w *dirWriter, l *ContainerLayer, tree *layerTree, base object.Checksum) (object.Checksum, error) {
+func (im *Import) writeLayer(w *dirWriter, l *ContainerLayer, tree *layerTree, base object.Checksum) (object.Checksum, error) {
 	var commit object.Commit
 	var err error
 	switch l.Role {
@@ -332,7 +344,7 @@ func (im *Import) writeLayer(txn *Txn, w *dirWriter, l *ContainerLayer, tree *la
 	if old, ok := im.sameLayer(LayerRef(l.Digest), &commit); ok {
 		return old, nil
 	}
-	return txn.PutCommit(&commit)
+	return w.txn.PutCommit(&commit)
 }
 
 // sameLayer returns the commit that a layer's ref names, if it has the same
@@ -404,6 +416,9 @@ func (im *Import) indexes(set *objectSet, layers []ContainerLayer, trees []*laye
 			continue
 		}
 		saved := &savedLayer{commit: commits[i], blob: l.Digest, index: have.index, records: set.recordsOf(l, trees[i])}
+		if have.stored && saved.equal(have) {
+			continue
+		}
 		if err := u.add(l.DiffID, saved); err != nil {
 			return u, err
 		}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -24,7 +25,8 @@ type ImportOptions struct {
 	// sysroot; layer indexes are kept in layers/ below it. With nil none are.
 	State *os.Root
 	// Speculative is the policy that will probably label the new root: the
-	// booted or the previous root's. nil guesses that there are no labels.
+	// booted or the previous root's. With nil it is that which the image brings,
+	// from where it has passed by, and no labels until then.
 	Speculative Labeler
 	// EncodeLayer makes the index of a layer that ostree-ext imported; its
 	// codec is ocibridge's. With nil such layers are fetched again.
@@ -55,6 +57,8 @@ type Import struct {
 	// Warning is what went wrong after WriteContainer had succeeded.
 	Warning error
 
+	guessed atomic.Pointer[Labeler] // the policy that a layer brought
+
 	mu      sync.Mutex
 	known   records                 // what is known of contents, staged or in the repository
 	layers  map[string]*savedLayer  // by diffID: those of this import
@@ -76,7 +80,7 @@ func (r *Repo) NewImport(ctx context.Context, opts ImportOptions) (*Import, erro
 			return nil, fmt.Errorf("make the directory of layer indexes: %w", err)
 		}
 	}
-	stage, err := openStage(r.tmp, r.bootID)
+	stage, err := r.openContentStage()
 	if err != nil {
 		return nil, err
 	}
@@ -155,6 +159,7 @@ func (im *Import) storedLayer(_, name string) (*savedLayer, bool) {
 	if err != nil {
 		return nil, false
 	}
+	l.stored = true
 	if commit, err := im.repo.ResolveRev(LayerRef(l.blob)); err == nil && commit == l.commit && im.hasObject(commit, object.TypeCommit) {
 		return l, true
 	}
@@ -251,6 +256,7 @@ type LayerImport struct {
 	im           *Import
 	diffID, name string
 	shape        *finisher
+	policy       policyGuess
 	records      []record
 }
 
@@ -266,6 +272,7 @@ func (l *LayerImport) Put(path string, meta *fstree.Inode, r io.Reader) (fstree.
 		l.im.failed(err)
 		return d, err
 	}
+	l.im.guess(l, path, d)
 	if d != fstree.EmptyDigest {
 		l.records = append(l.records, record{d, hashHeader(header), object.Checksum(sum.Sum(nil))})
 	}
@@ -282,6 +289,20 @@ func (l *LayerImport) header(path string, meta *fstree.Inode) []byte {
 		xattrs = n.Xattrs
 	}
 	return object.FileHeader(meta.UID, meta.GID, meta.Mode, "", xattrs)
+}
+
+// guess takes the policy that the image itself brings where there is none to
+// expect.
+func (im *Import) guess(l *LayerImport, path string, d fstree.Digest) {
+	if l.shape.labels != nil {
+		return
+	}
+	if policy := l.policy.saw(path, d, im.OpenContent); policy != nil {
+		im.guessed.CompareAndSwap(nil, &policy)
+	}
+	if policy := im.guessed.Load(); policy != nil {
+		l.shape = &finisher{tree: l.shape.tree, labels: *policy}
+	}
 }
 
 // failed remembers that the file system is full.

@@ -101,12 +101,17 @@ func (s *objectSet) wantTree(t *fstree.Tree) {
 	})
 }
 
-// checksum returns a wanted regular file's object, or a symlink's.
+// checksum returns a symlink's object, or that of a regular file that was
+// wanted. Several goroutines may ask.
 func (s *objectSet) checksum(n *fstree.Inode) object.Checksum {
 	if n.IsSymlink() {
 		return sha256.Sum256(object.FileHeader(n.UID, n.GID, n.Mode, n.Target, n.Xattrs))
 	}
-	return s.list[s.items[itemKey{contentOf(n), s.header(n)}]].object
+	i, ok := s.items[itemKey{contentOf(n), s.header(n)}]
+	if !ok {
+		panic("ostree: checksum of a file that nobody wanted")
+	}
+	return s.list[i].object
 }
 
 // resolve finds the checksum of every item: from what was hashed when its

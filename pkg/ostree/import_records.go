@@ -82,7 +82,14 @@ type savedLayer struct {
 	commit  object.Checksum
 	blob    string
 	index   []byte
-	records []record
+	records []record // sorted
+
+	stored bool // read from kedge's state directory
+}
+
+// equal compares what two layers of the same index say of their contents.
+func (l *savedLayer) equal(o *savedLayer) bool {
+	return l.commit == o.commit && l.blob == o.blob && slices.Equal(l.records, o.records)
 }
 
 const (

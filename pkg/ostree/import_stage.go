@@ -28,6 +28,7 @@ import (
 type contentStage struct {
 	tmp, dir, lock *os.File
 	name           string
+	space          spaceBudget
 }
 
 const (
@@ -35,16 +36,19 @@ const (
 	lockSuffix  = "-lock"
 )
 
-// openStage opens this boot's stage in the repository's tmp directory and
-// removes those of other boots. A stage that another process works in is an
+// openContentStage opens this boot's stage in the repository's tmp directory
+// and removes those of other boots. A stage that another process works in is an
 // error of kind Busy.
-func openStage(tmp *os.File, bootID string) (*contentStage, error) {
-	s := &contentStage{tmp: tmp, name: stagePrefix + bootID}
-	if err := s.removeOthers(); err != nil {
+func (r *Repo) openContentStage() (*contentStage, error) {
+	s := &contentStage{tmp: r.tmp, name: stagePrefix + r.bootID}
+	err := s.removeOthers()
+	if err == nil {
+		err = s.space.init(r)
+	}
+	if err != nil {
 		return nil, err
 	}
-	var err error
-	if s.lock, err = lockBeside(tmp, s.name+lockSuffix); err != nil {
+	if s.lock, err = lockBeside(r.tmp, s.name+lockSuffix); err != nil {
 		return nil, fmt.Errorf("lock the staging directory: %w", err)
 	}
 	if s.lock == nil {
@@ -149,7 +153,10 @@ func (s *contentStage) put(ctx context.Context, r io.Reader, n *fstree.Inode, al
 		if n.Size == 0 || s.has(d) || known(d) {
 			return d, nil
 		}
-		return d, s.write(d, func(f *os.File) error { _, err := f.Write(buf[:k]); return err })
+		return d, s.write(d, buf[:k])
+	}
+	if err := s.space.take(n.Size); err != nil {
+		return d, err
 	}
 	f, err := newTemp(s.dir, 0o600)
 	if err != nil {
@@ -168,18 +175,24 @@ func (s *contentStage) put(ctx context.Context, r io.Reader, n *fstree.Inode, al
 	}
 	sum.Sum(d[:0])
 	if s.has(d) || known(d) {
+		s.space.give(n.Size)
 		return d, nil
 	}
+	// Begin to write it back, so that the transaction's sync finds less to do.
+	_ = unix.SyncFileRange(f.fd(), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 	return d, s.link(f, contentPath(d))
 }
 
-func (s *contentStage) write(d fstree.Digest, content func(*os.File) error) error {
+func (s *contentStage) write(d fstree.Digest, content []byte) error {
+	if err := s.space.take(int64(len(content)) + 4096); err != nil {
+		return err
+	}
 	f, err := newTemp(s.dir, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.discard()
-	if err := content(f.File); err != nil {
+	if _, err := f.Write(content); err != nil {
 		return fmt.Errorf("write to the staging directory: %w", err)
 	}
 	return s.link(f, contentPath(d))
