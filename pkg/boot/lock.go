@@ -119,7 +119,7 @@ func (s *Sysroot) holder() (pid int, name string) {
 	if err != nil {
 		return 0, ""
 	}
-	proc := filepath.Join(s.opts.Host, "proc")
+	const proc = "/proc"
 	processes, err := os.ReadDir(proc)
 	if err != nil {
 		return 0, ""
