@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -169,7 +170,7 @@ func ReadStatus(ctx context.Context, cfg Config) (*v1.Host, error) {
 	}
 	s, perr := published(cfg)
 	if perr != nil {
-		return nil, fault.New(fault.Denied, "run the command as root, or have root run `kedge internals publish` once", "%w", err)
+		return nil, err
 	}
 	return s, nil
 }
@@ -183,19 +184,25 @@ func published(cfg Config) (*v1.Host, error) {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return nil, fault.New(fault.Corrupt, "", "read %s: %w", publishedFile, err)
 	}
-	if s.Status.Kedge != nil && s.Status.Kedge.Generation != generation(cfg) {
+	current := generation(cfg)
+	if s.Status.Kedge != nil && s.Status.Kedge.Generation != current && !strings.Contains(current, hidden) {
 		s.Status.Kedge.Warnings = append(s.Status.Kedge.Warnings, "this status was published before the last change; run kedge status as root for the current one")
 	}
 	return &s, nil
 }
 
+// hidden stands in a generation for what the user may not look at.
+const hidden = "?"
+
 // generation identifies the state of the deployments: libostree and kedge touch
-// ostree/deploy at every change, and the marker says what is staged. Any user
-// can look at both.
+// ostree/deploy at every change, and the marker says what is staged.
 func generation(cfg Config) string {
 	mtime := func(path string) string {
 		st, err := os.Stat(path)
-		if err != nil {
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			return hidden
+		case err != nil:
 			return "-"
 		}
 		return fmt.Sprint(st.ModTime().UnixNano())
