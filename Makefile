@@ -13,9 +13,9 @@ CACHE      := $(or $(KEDGE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kedge)
 export CGO_ENABLED := 0
 export KEDGE_CACHE := $(CACHE)
 
-# Packages whose tests boot machines or run long; make check leaves them out.
-SLOW := /e2e(/|$$)
-FAST_PACKAGES = $(shell $(GO) list -tags '$(TAGS)' ./... | grep -vE '$(SLOW)')
+# e2e boots machines, kills programs and fills disks; make check leaves it out.
+FAST_PACKAGES = $(shell $(GO) list -tags '$(TAGS)' ./... | grep -v /e2e/)
+E2E_PACKAGES  = $(shell $(GO) list -tags '$(TAGS)' ./... | grep /e2e/)
 
 .PHONY: all build deps check test nightly demo bench lint fmt unit race fuzz-seeds e2e size clean help
 
@@ -50,24 +50,31 @@ fmt:
 # Unit tests, seeds of the fuzz tests, and the tests that hold our bytes against
 # the real ostree, matchpathcon, podman, skopeo and mkcomposefs.
 unit: deps
-	$(GO) test $(GOFLAGS_) -short -timeout 5m $(FAST_PACKAGES)
+	@echo '== unit and oracle tests'
+	@$(GO) test $(GOFLAGS_) -short -timeout 5m $(FAST_PACKAGES)
 
 check: build size lint unit
 
 # The race detector needs cgo; the product never does.
 race: deps
-	CGO_ENABLED=1 $(GO) test $(GOFLAGS_) -race -short -timeout 15m $(FAST_PACKAGES)
+	@echo '== unit and oracle tests under the race detector'
+	@CGO_ENABLED=1 $(GO) test $(GOFLAGS_) -race -short -timeout 15m $(FAST_PACKAGES)
 
+# One package at a time: each wants both cores.
 e2e: deps build
-	$(GO) test $(GOFLAGS_) -v -timeout 40m -p 1 ./e2e/...
+	@echo '== end to end: hostile input, crashes, machines that boot (20 minutes)'
+	@$(GO) test $(GOFLAGS_) -timeout 40m -p 1 $(E2E_PACKAGES)
 
-test: build size lint deps
-	$(GO) vet $(GOFLAGS_) ./...
-	CGO_ENABLED=1 $(GO) test $(GOFLAGS_) -race -short -timeout 15m $(FAST_PACKAGES)
-	$(GO) test $(GOFLAGS_) -timeout 40m -p 1 ./...
+test: build size lint race
+	@echo '== unit and oracle tests, the long ones too'
+	@$(GO) test $(GOFLAGS_) -timeout 20m $(FAST_PACKAGES)
+	@echo '== end to end: hostile input, crashes, machines that boot (20 minutes)'
+	@$(GO) test $(GOFLAGS_) -timeout 40m -p 1 $(E2E_PACKAGES)
 
-nightly: test
-	KEDGE_NIGHTLY=1 $(GO) test $(GOFLAGS_) -v -timeout 4h -p 1 -count 1 ./...
+nightly: export KEDGE_NIGHTLY := 1
+nightly: build size lint race
+	$(GO) test $(GOFLAGS_) -count 1 -timeout 1h $(FAST_PACKAGES)
+	$(GO) test $(GOFLAGS_) -count 1 -timeout 4h -p 1 $(E2E_PACKAGES)
 	hack/fuzz.sh 5m
 
 demo: deps build
