@@ -75,7 +75,7 @@ type checkout struct {
 	ctx   context.Context
 	opts  CheckoutOptions
 	spare *errgroup.Group // takes subdirectories while it has workers to spare
-	metas onceMap[Checksum, object.Meta]
+	metas cached[Checksum, object.Meta]
 }
 
 // fill writes a directory's content and then its metadata. dst is open, and

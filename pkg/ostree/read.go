@@ -26,7 +26,7 @@ type FileMeta struct {
 // IsSymlink reports whether the object is a symlink.
 func (m *FileMeta) IsSymlink() bool { return m.Mode&unix.S_IFMT == unix.S_IFLNK }
 
-// missing gives the error about an object that cannot be read its kind: one
+// objectError gives the error about an object that cannot be read its kind: one
 // that is not there makes the repository incomplete.
 func (r *Repo) objectError(n object.Name, err error) error {
 	err = fmt.Errorf("read the object %s of %s: %w", n, r.path, err)

@@ -41,7 +41,7 @@ type treeReaderState struct {
 	ctx   context.Context
 	tree  *fstree.Tree
 	files map[Checksum]*fstree.Inode
-	metas onceMap[Checksum, object.Meta]
+	metas cached[Checksum, object.Meta]
 }
 
 func (t *treeReaderState) dir(dirtree, dirmeta Checksum, depth int) (*fstree.Inode, error) {

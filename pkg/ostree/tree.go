@@ -144,13 +144,14 @@ func (w *treeWriter) dir(n *fstree.Inode, depth int) (dirtree, dirmeta Checksum,
 	return dirtree, dirmeta, err
 }
 
-// onceMap computes each key's value once, whoever asks first.
-type onceMap[K comparable, V any] struct {
+// cached keeps what was computed for a key. Two that ask for it at the same
+// time may both compute it.
+type cached[K comparable, V any] struct {
 	mu sync.Mutex
 	m  map[K]V
 }
 
-func (o *onceMap[K, V]) get(k K, compute func() (V, error)) (V, error) {
+func (o *cached[K, V]) get(k K, compute func() (V, error)) (V, error) {
 	o.mu.Lock()
 	v, ok := o.m[k]
 	o.mu.Unlock()
