@@ -1,13 +1,12 @@
 package smallimage_test
 
 import (
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-
-	"os/exec"
 
 	"github.com/kedge-os/kedge/e2e/smallimage"
 	"github.com/kedge-os/kedge/internal/lab"

@@ -266,8 +266,10 @@ func (w *world) commit(t tree, version string) string {
 	w.t.Helper()
 	dir := w.t.TempDir()
 	t.write(w.t, dir)
-	args := []string{"ostree", "commit", "--repo=" + w.repo.path, "--orphan", "--owner-uid=0", "--owner-gid=0",
-		"--no-xattrs", "--timestamp=2020-01-01T00:00:00Z", "--tree=dir=" + dir}
+	args := []string{
+		"ostree", "commit", "--repo=" + w.repo.path, "--orphan", "--owner-uid=0", "--owner-gid=0",
+		"--no-xattrs", "--timestamp=2020-01-01T00:00:00Z", "--tree=dir=" + dir,
+	}
 	if version != "" {
 		args = append(args, "--add-metadata-string=version="+version)
 	}

@@ -119,8 +119,10 @@ func TestStageAndFinalize(t *testing.T) {
 			t.Errorf("new /etc/%s has %d bytes %.20q, want %.20q", name, len(got), got, content)
 		}
 	}
-	for _, gone := range []string{filepath.Join(w.dir, d.Dir(), "etc/before"), filepath.Join(w.dir, d.Dir(), "etc/.updated"),
-		filepath.Join(w.host, "var/.updated"), filepath.Join(w.host, markerFile), filepath.Join(w.host, lockedFile)} {
+	for _, gone := range []string{
+		filepath.Join(w.dir, d.Dir(), "etc/before"), filepath.Join(w.dir, d.Dir(), "etc/.updated"),
+		filepath.Join(w.host, "var/.updated"), filepath.Join(w.host, markerFile), filepath.Join(w.host, lockedFile),
+	} {
 		if _, err := os.Lstat(gone); err == nil {
 			t.Errorf("%s is still there after finalisation", gone)
 		}
