@@ -84,9 +84,9 @@ func (s *Sysroot) freezeThaw(dir *os.File) error {
 	thawer, err := exec.LookPath("fsfreeze")
 	if err != nil {
 		s.log.Warn("boot file system not frozen: fsfreeze is not installed")
-		return nil
+		return nil //nolint:nilerr // the sync has to be enough
 	}
-	watch := exec.Command("/bin/sh", "-c", `trap "" INT TERM HUP; read -r done || "$0" --unfreeze /proc/self/fd/3; exit 0`, thawer)
+	watch := exec.Command("/bin/sh", "-c", `trap "" INT TERM HUP; read -r done || "$0" --unfreeze /proc/self/fd/3; exit 0`, thawer) //nolint:noctx // it has to outlive a cancelled operation
 	watch.ExtraFiles = []*os.File{dir}
 	watch.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	pipe, err := watch.StdinPipe()
