@@ -102,9 +102,6 @@ func (d *objectDecoder) entry(h *tar.Header, r io.Reader) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
-	if err := d.budget.entry(h.Name); err != nil {
-		return err
-	}
 	path, why := cleanPath(h.Name)
 	if why != "" {
 		return corrupt(h.Name, "%s", why)
@@ -117,6 +114,9 @@ func (d *objectDecoder) entry(h *tar.Header, r io.Reader) error {
 		sum, err := object.ParseChecksum(name)
 		if err != nil {
 			return corrupt(h.Name, "%w", err)
+		}
+		if err := d.budget.entry(h.Name); err != nil {
+			return err
 		}
 		return d.xattrObject(sum, h, r)
 	}
@@ -131,13 +131,17 @@ func (d *objectDecoder) entry(h *tar.Header, r io.Reader) error {
 	if d.role == OSTreeCommit && d.out.CommitData == nil && kind != "commit" {
 		return corrupt(h.Name, "the commit must come first")
 	}
+	if kind == "file-xattrs-link" || kind == "file.xattrs" {
+		return d.xattrLink(sum, h, r)
+	}
+	if err := d.budget.entry(h.Name); err != nil {
+		return err
+	}
 	switch kind {
 	case "file":
 		return d.file(sum, repoPrefix+"objects/"+path, h, r)
 	case "file-xattrs":
 		return d.xattrObject(sum, h, r)
-	case "file-xattrs-link", "file.xattrs":
-		return d.xattrLink(sum, h, r)
 	}
 	return d.metadata(sum, kind, h, r)
 }

@@ -132,13 +132,17 @@ func (r *blobReader) connect() error {
 	return nil
 }
 
+// hangUp ends the connection.
 func (r *blobReader) hangUp() {
-	if r.body != nil {
-		r.watch.Stop()
-		r.cancel()
-		r.body.Close()
-		r.body = nil
+	if r.body == nil {
+		return
 	}
+	r.watch.Stop()
+	r.cancel()
+	if err := r.body.Close(); err != nil {
+		r.log.Debug("closing a connection", "blob", r.info.Digest, "error", err)
+	}
+	r.body = nil
 }
 
 // failure decides what an error of a connection means: nil after the wait
@@ -148,7 +152,7 @@ func (r *blobReader) failure(cause error) error {
 		return context.Cause(r.ctx)
 	}
 	r.failed++
-	early := cause == io.EOF
+	early := errors.Is(cause, io.EOF)
 	if early {
 		cause = io.ErrUnexpectedEOF
 	}
@@ -170,12 +174,6 @@ func (r *blobReader) failure(cause error) error {
 	case <-r.ctx.Done():
 		return context.Cause(r.ctx)
 	}
-}
-
-// Close ends the transfer.
-func (r *blobReader) Close() error {
-	r.hangUp()
-	return nil
 }
 
 const tamperedHint = "the registry or something on the way changed the data; try again, and if it stays so, do not trust that registry"

@@ -55,8 +55,12 @@ func FuzzDecodeLayer(f *testing.F) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, h := range []tar.Header{
-		{Name: "usr/", Typeflag: tar.TypeDir}, {Name: "usr/a", Size: 3}, {Name: "usr/b", Typeflag: tar.TypeLink, Linkname: "usr/a"},
-		{Name: "usr/.wh.c"}, {Name: "usr/.wh..wh..opq"}, {Name: "s", Typeflag: tar.TypeSymlink, Linkname: "usr"},
+		{Name: "usr/", Typeflag: tar.TypeDir},
+		{Name: "usr/a", Size: 3},
+		{Name: "usr/b", Typeflag: tar.TypeLink, Linkname: "usr/a"},
+		{Name: "usr/.wh.c"},
+		{Name: "usr/.wh..wh..opq"},
+		{Name: "s", Typeflag: tar.TypeSymlink, Linkname: "usr"},
 		{Name: "x", PAXRecords: map[string]string{"SCHILY.xattr.user.x": "\x00"}},
 	} {
 		w.WriteHeader(&h)

@@ -180,7 +180,7 @@ func (im *importer) readLayer(ctx context.Context, i int, decode func(context.Co
 	defer cancel()
 	l, info := im.Layers[i], im.fetch[i]
 	blob := im.blobs.open(ctx, info)
-	defer blob.Close()
+	defer blob.hangUp()
 	wireHash := newHash(info.Digest)
 	wire := newRelay(&progressReader{blob, im.opt.Progress, i}, wireHash, &im.buffers.wire, wireBlock)
 	defer wire.Close()

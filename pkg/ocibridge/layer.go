@@ -31,14 +31,13 @@ type layerDecoder struct {
 
 	tree    *fstree.Tree // interns xattrs
 	entries []fstree.Entry
-	early   []int          // hard links that stand before their target
-	seen    map[string]int // path → its last entry
+	links   []int // the hard links among the entries
 }
 
 // decodeLayer reads a layer's tar from r up to its end mark and puts the
 // contents into the store. What follows the end mark is left unread.
 func decodeLayer(ctx context.Context, r io.Reader, store putter, b *budget) (*fstree.Layer, error) {
-	d := &layerDecoder{ctx: ctx, store: store, budget: b, tree: fstree.New(), seen: make(map[string]int)}
+	d := &layerDecoder{ctx: ctx, store: store, budget: b, tree: fstree.New()}
 	tr := tar.NewReader(r)
 	for {
 		if err := ctx.Err(); err != nil {
@@ -117,13 +116,8 @@ func (d *layerDecoder) entry(h *tar.Header, content io.Reader) error {
 			return err
 		}
 	}
-	d.add(fstree.Entry{Kind: fstree.Add, Path: path, Inode: n})
+	d.entries = append(d.entries, fstree.Entry{Kind: fstree.Add, Path: path, Inode: n})
 	return nil
-}
-
-func (d *layerDecoder) add(e fstree.Entry) {
-	d.seen[e.Path] = len(d.entries)
-	d.entries = append(d.entries, e)
 }
 
 func (d *layerDecoder) hardlink(path string, h *tar.Header) error {
@@ -136,10 +130,8 @@ func (d *layerDecoder) hardlink(path string, h *tar.Header) error {
 	case path == "":
 		return corrupt(h.Name, "the root must be a directory")
 	}
-	if _, ok := d.seen[target]; !ok {
-		d.early = append(d.early, len(d.entries))
-	}
-	d.add(fstree.Entry{Kind: fstree.Hardlink, Path: path, LinkTo: target})
+	d.links = append(d.links, len(d.entries))
+	d.entries = append(d.entries, fstree.Entry{Kind: fstree.Hardlink, Path: path, LinkTo: target})
 	return nil
 }
 
@@ -147,16 +139,17 @@ func (d *layerDecoder) hardlink(path string, h *tar.Header) error {
 // are in this layer. Some builders list a file's names in the order of a
 // directory walk, whichever carries the content.
 func (d *layerDecoder) ordered() []fstree.Entry {
+	at := d.linked()
 	moved := make(map[int]bool)
 	var late []fstree.Entry
-	for _, i := range d.early {
+	for _, i := range d.links {
 		e := d.entries[i]
-		if t, ok := d.seen[d.target(e.LinkTo)]; !ok || t < i {
-			continue // a file of a lower layer, or none: Apply tells
+		e.LinkTo = d.target(at, e.LinkTo)
+		if t := at[e.LinkTo]; t.last < 0 || t.first < i && at[d.entries[i].LinkTo].first < i {
+			continue // in order, or a file of a lower layer, or none: Apply tells
 		}
 		moved[i] = true
-		if d.seen[e.Path] == i {
-			e.LinkTo = d.target(e.LinkTo)
+		if at[e.Path].last == i {
 			late = append(late, e)
 		}
 	}
@@ -172,12 +165,39 @@ func (d *layerDecoder) ordered() []fstree.Entry {
 	return append(out, late...)
 }
 
+// span is the first and last entry of a path; -1: none.
+type span struct{ first, last int }
+
+// linked finds the entries of the paths that hard links have to do with.
+func (d *layerDecoder) linked() map[string]span {
+	at := make(map[string]span, 2*len(d.links))
+	for _, i := range d.links {
+		at[d.entries[i].Path] = span{-1, -1}
+		at[d.entries[i].LinkTo] = span{-1, -1}
+	}
+	if len(at) == 0 {
+		return at
+	}
+	for i, e := range d.entries {
+		s, ok := at[e.Path]
+		if !ok || e.Kind != fstree.Add && e.Kind != fstree.Hardlink {
+			continue
+		}
+		if s.first < 0 {
+			s.first = i
+		}
+		s.last = i
+		at[e.Path] = s
+	}
+	return at
+}
+
 // target follows a chain of hard links to the entry with the content.
-func (d *layerDecoder) target(path string) string {
+func (d *layerDecoder) target(at map[string]span, path string) string {
 	const maxChain = 100
 	for range maxChain {
-		i, ok := d.seen[path]
-		if !ok || d.entries[i].Kind != fstree.Hardlink {
+		i := at[path].last
+		if i < 0 || d.entries[i].Kind != fstree.Hardlink {
 			break
 		}
 		path = d.entries[i].LinkTo
@@ -197,7 +217,7 @@ func (d *layerDecoder) content(path string, n *fstree.Inode, r io.Reader) (fstre
 func putContent(store putter, path string, n *fstree.Inode, c *contentReader) (fstree.Digest, error) {
 	sum, err := store.Put(path, n, c)
 	switch {
-	case c.err != nil && c.err != io.EOF:
+	case c.err != nil && !errors.Is(c.err, io.EOF):
 		return sum, tarError(path, c.err)
 	case err != nil:
 		return sum, fmt.Errorf("storing %q: %w", path, err)

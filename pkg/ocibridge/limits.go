@@ -9,7 +9,7 @@ import (
 // Limits bound what an image may ask of the machine. Zero fields take the
 // values of DefaultLimits.
 type Limits struct {
-	Entries   int64 // tar entries of all layers
+	Entries   int64 // entries of all layers that are read
 	FileBytes int64 // length of one file, holes included
 	Bytes     int64 // length of all files that have to be stored, holes included
 	Ratio     int64 // uncompressed : compressed, counted above RatioFrom
@@ -20,7 +20,7 @@ type Limits struct {
 // enough that a hostile one is refused before it fills a large machine. A
 // caller that knows the free space sets Bytes from it.
 var DefaultLimits = Limits{
-	Entries:   2_000_000,
+	Entries:   1_000_000,
 	FileBytes: 64 << 30,
 	Bytes:     256 << 30,
 	Ratio:     300,

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"hash"
 	"io"
 	"sync"
@@ -151,7 +152,7 @@ func (l *relay) drain() error {
 	for {
 		l.cur = nil
 		if err := l.next(); err != nil {
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return nil
 			}
 			return err
@@ -163,7 +164,8 @@ func (l *relay) drain() error {
 func (l *relay) Close() {
 	l.once.Do(func() {
 		close(l.stop)
-		for range l.out { //nolint:revive // empty: unblocks the hasher
+		for b := range l.out { // what is still under way
+			l.pool.Put(b)
 		}
 		l.wg.Wait()
 		if l.block != nil {
@@ -184,7 +186,7 @@ func (l *relay) Close() {
 func (b *buffers) decompress(wire io.Reader) (io.Reader, func(), error) {
 	br := bufio.NewReaderSize(wire, wireBlock)
 	magic, err := br.Peek(6)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, nil, err
 	}
 	switch {
@@ -193,7 +195,7 @@ func (b *buffers) decompress(wire io.Reader) (io.Reader, func(), error) {
 		if err != nil {
 			return nil, nil, undecodable("gzip", err)
 		}
-		return &decoder{z, "gzip"}, func() { z.Close() }, nil
+		return &decoder{z, "gzip"}, func() {}, nil
 	case isZstd(magic):
 		z, err := b.zstdDecoder(br)
 		if err != nil {
@@ -240,14 +242,14 @@ type decoder struct {
 
 func (d *decoder) Read(p []byte) (int, error) {
 	n, err := d.r.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = undecodable(d.name, err)
 	}
 	return n, err
 }
 
 func undecodable(name string, err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	if k := fault.KindOf(err); k != fault.Internal {

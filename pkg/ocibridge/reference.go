@@ -26,11 +26,11 @@ var transports = []string{Registry, OCI, OCIArchive, Dir, ContainersStorage}
 type Verify uint8
 
 const (
-	// Unverified: policy.json is evaluated and may accept anything.
+	// Unverified means: policy.json is evaluated and may accept anything.
 	Unverified Verify = iota
-	// Signed: policy.json is evaluated and must demand a signature.
+	// Signed means: policy.json is evaluated and must demand a signature.
 	Signed
-	// OSTreeRemote: the commit in the image is signed with a key of an ostree
+	// OSTreeRemote means: the commit in the image is signed with a key of an ostree
 	// remote. Such origins are read and written; Open refuses them.
 	OSTreeRemote
 )

@@ -2,6 +2,7 @@ package ocibridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -55,7 +56,7 @@ func Open(ctx context.Context, ref Reference, opt Options) (_ *Source, err error
 	s := &Source{Reference: ref, opt: opt, src: src, blobs: &blobs{src: src, retry: opt.Retry, log: opt.Logger}}
 	defer func() {
 		if err != nil {
-			s.Close()
+			err = errors.Join(err, s.Close())
 		}
 	}()
 	if ref.Transport != Registry {
@@ -179,7 +180,7 @@ func (s *Source) readBlob(ctx context.Context, d v1.Descriptor) ([]byte, error) 
 		return nil, fault.New(fault.Corrupt, rebuildHint, "the image's config has %d bytes, above the limit of %d", d.Size, maxManifest)
 	}
 	r := s.blobs.open(ctx, types.BlobInfo{Digest: d.Digest, Size: d.Size, MediaType: d.MediaType})
-	defer r.Close()
+	defer r.hangUp()
 	data, err := io.ReadAll(r)
 	if err != nil {
 		return nil, fmt.Errorf("reading the image's config: %w", err)
