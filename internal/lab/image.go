@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 )
@@ -67,13 +66,22 @@ func MakeAloud(ctx context.Context, recipe string) (string, error) {
 	return lastLines(strings.TrimSpace(string(out)), 1), nil
 }
 
-// SourceDir returns the top of kedge's source tree: the recipes lie there.
+// SourceDir returns the top of kedge's source tree, where the recipes lie: the
+// nearest directory above the working directory that has a go.mod. Tests and
+// `go run` start inside the tree; the paths in a -trimpath binary lead nowhere.
 func SourceDir() string {
-	if dir := os.Getenv("KEDGE_SOURCE"); dir != "" {
-		return dir
+	dir, err := os.Getwd()
+	if err != nil {
+		return "."
 	}
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
+	for d := dir; ; d = filepath.Dir(d) {
+		if _, err := os.Stat(filepath.Join(d, "go.mod")); err == nil {
+			return d
+		}
+		if d == filepath.Dir(d) {
+			return dir
+		}
+	}
 }
 
 // CacheDir is where the lab keeps what takes long to make.
