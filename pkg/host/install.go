@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -140,6 +142,11 @@ func checkTarget(dir string) error {
 		}
 	}
 	boot := filepath.Join(dir, "boot")
+	var st unix.Statfs_t
+	if unix.Statfs(boot, &st) == nil && st.Type == unix.MSDOS_SUPER_MAGIC {
+		return fault.New(fault.Conflict, "mount the EFI system partition at boot/efi, and nothing or a file system with symlinks at boot",
+			"%s is a FAT file system, which cannot hold the symlink boot/loader", boot)
+	}
 	entries, err = os.ReadDir(boot)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
