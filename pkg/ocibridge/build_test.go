@@ -134,6 +134,7 @@ func mustJSON(t testing.TB, v any) []byte {
 type testRegistry struct {
 	t     testing.TB
 	host  string
+	inner http.Handler // manifests
 	blobs map[string][]byte
 	files map[string]string // blobs that are files
 	// serve, if set, is asked before a blob is served; true means it has
@@ -152,10 +153,10 @@ func newRegistry(t testing.TB) *testRegistry {
 }
 
 func (r *testRegistry) handler() http.Handler {
-	inner := registry.New(registry.Logger(discardLog()))
+	r.inner = registry.New(registry.Logger(discardLog()))
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.Method != http.MethodGet || !r.blobHandler(w, req) {
-			inner.ServeHTTP(w, req)
+			r.inner.ServeHTTP(w, req)
 		}
 	})
 }

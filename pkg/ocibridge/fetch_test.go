@@ -339,3 +339,33 @@ func TestOpenErrors(t *testing.T) {
 		})
 	}
 }
+
+// TestSilentRegistry: a registry that accepts connections and never answers.
+func TestSilentRegistry(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer s.Close()
+	host := strings.TrimPrefix(s.URL, "http://")
+	opt := options(t, host)
+	opt.Retry.Stall = 50 * time.Millisecond
+	_, err := importRef(t, host+"/os/base:1", opt, storetest.NewMem())
+	if fault.KindOf(err) != fault.Unavailable {
+		t.Errorf("%v (%v), want unavailable", err, fault.KindOf(err))
+	}
+}
+
+// TestSwappedManifest: a registry answers a digest with another manifest.
+func TestSwappedManifest(t *testing.T) {
+	reg := newRegistry(t)
+	want := imageSpec{layers: []blob{smallLayer(t, "a")}}.build(t)
+	reg.push("os/base:1", imageSpec{layers: []blob{smallLayer(t, "evil")}})
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.URL.Path = strings.Replace(r.URL.Path, want.digest().String(), "1", 1)
+		reg.inner.ServeHTTP(w, r)
+	}))
+	defer s.Close()
+	host := strings.TrimPrefix(s.URL, "http://")
+	_, err := importRef(t, host+"/os/base@"+want.digest().String(), options(t, host), storetest.NewMem())
+	if fault.KindOf(err) != fault.Untrusted {
+		t.Errorf("%v (%v), want untrusted", err, fault.KindOf(err))
+	}
+}

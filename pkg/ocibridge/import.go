@@ -188,12 +188,12 @@ func (im *importer) readLayer(ctx context.Context, i int, decode func(context.Co
 
 	tarBytes, diffID, err := im.unpack(ctx, wire, info.Size, func(ctx context.Context, tar io.Reader) error {
 		err := decode(ctx, tar)
-		if err != nil && fault.KindOf(err) != fault.Corrupt {
+		if err != nil && !isDamaged(err) {
 			cancel() // the rest of the blob cannot change that
 		}
 		return err
 	})
-	if err != nil && fault.KindOf(err) != fault.Corrupt {
+	if err != nil && !isDamaged(err) {
 		return 0, err
 	}
 	if drained := wire.drain(); drained != nil {

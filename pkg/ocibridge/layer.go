@@ -64,9 +64,9 @@ func tarError(after string, err error) error {
 		return err
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return fault.New(fault.Corrupt, rebuildHint, "the layer's tar ends early, after entry %.256q", after)
+		return damaged("the layer's tar ends early, after entry %.256q", after)
 	}
-	return fault.New(fault.Corrupt, rebuildHint, "the layer's tar cannot be read after entry %.256q: %w", after, err)
+	return damaged("the layer's tar cannot be read after entry %.256q: %w", after, err)
 }
 
 func (d *layerDecoder) last() string {

@@ -1,6 +1,8 @@
 package ocibridge
 
 import (
+	"errors"
+	"fmt"
 	"sync/atomic"
 
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -78,6 +80,23 @@ func (b *budget) file(path string, size int64) error {
 
 func corrupt(path, format string, args ...any) error {
 	return fault.New(fault.Corrupt, rebuildHint, "entry %.256q: "+format, append([]any{path}, args...)...)
+}
+
+// damagedError marks a stream that cannot be decoded: it may have been changed
+// on the way, so that the blob's digest has to be looked at before it is called
+// corrupt. A stream that can be decoded and asks for what is not allowed needs
+// no second look.
+type damagedError struct{ error }
+
+func (e damagedError) Unwrap() error { return e.error }
+
+func damaged(format string, args ...any) error {
+	return &fault.Error{Kind: fault.Corrupt, Hint: rebuildHint, Err: damagedError{fmt.Errorf(format, args...)}}
+}
+
+func isDamaged(err error) bool {
+	var d damagedError
+	return errors.As(err, &d)
 }
 
 const rebuildHint = "the image itself is damaged or hostile: build and push it again, or use another one"

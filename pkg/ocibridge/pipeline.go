@@ -255,7 +255,7 @@ func undecodable(name string, err error) error {
 	if k := fault.KindOf(err); k != fault.Internal {
 		return err
 	}
-	return fault.New(fault.Corrupt, rebuildHint, "the layer's %s data cannot be decompressed: %w", name, err)
+	return damaged("the layer's %s data cannot be decompressed: %w", name, err)
 }
 
 // ratioReader stops a stream that is out of all proportion to the blob it came

@@ -38,11 +38,21 @@ type Source struct {
 	fetch []types.BlobInfo // per layer, what to ask the transport for
 }
 
+// openStalls is how many times Retry.Stall Open may take: redirects, tokens and
+// a registry that asks to come back later add up.
+const openStalls = 3
+
 // Open resolves a reference to an image: it reads the manifest, chooses the
 // platform from a list, has policy.json decide, and reads the config. No layer
 // is requested.
 func Open(ctx context.Context, ref Reference, opt Options) (_ *Source, err error) {
 	opt = opt.withDefaults()
+	if ref.Transport == Registry {
+		// go.podman.io/image waits for an answer for ever.
+		limited, cancel := context.WithTimeout(ctx, openStalls*opt.Retry.Stall)
+		defer cancel()
+		ctx = limited
+	}
 	iref, err := ref.imageReference()
 	if err != nil {
 		return nil, err
