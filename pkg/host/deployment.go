@@ -26,6 +26,10 @@ type deployment struct {
 	image  *imageInfo // nil: no container image
 	update *imageInfo // newer image that a check found, or nil
 	kargs  []string
+
+	// etcConflicts are the paths in /etc that both the host and the image
+	// changed; known only of what Deploy returns.
+	etcConflicts []string
 }
 
 // origin is what was asked for.
@@ -34,8 +38,10 @@ type origin struct {
 	ref  *ocibridge.Reference
 	// refspec is what a host without container images follows.
 	refspec string
-	// incompatible names groups that bootc does not understand.
+	// incompatible says that there are groups bootc does not understand, and
+	// changes what they ask for; they may ask for nothing.
 	incompatible bool
+	changes      []string
 	packages     *v1.Packages
 }
 

@@ -120,7 +120,14 @@ func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibri
 		return nil, err
 	}
 	r := deployRequest{root: root, ref: &follow, stateroot: o.Stateroot, kargs: karg.Args{}.Append(o.Kargs...)}
-	return h.deploy(ctx, "install", list, r)
+	res, err := h.deploy(ctx, "install", list, r)
+	if err != nil {
+		return nil, err
+	}
+	if args, err := h.ShowKargs(ctx); err == nil && len(karg.Args(args).Values("root")) == 0 {
+		res.Warnings = append(res.Warnings, "there is no kernel argument root=: the initramfs has to find the root file system by itself (--karg root=LABEL=…)")
+	}
+	return res, nil
 }
 
 // checkTarget refuses a directory in which something lives that is neither a

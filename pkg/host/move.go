@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot/units"
@@ -178,7 +179,7 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 	}
 	r, err := h.deploy(ctx, m.verb, list, deployRequest{root: root, ref: &m.follow, base: base, stateroot: base.stateroot, hold: m.hold})
 	if err == nil {
-		r.Warnings = h.missingWarnings(list, root)
+		r.Warnings = append(r.Warnings, h.missingWarnings(list, root)...)
 	}
 	return r, err
 }
@@ -207,7 +208,20 @@ func (h *Host) deploy(ctx context.Context, verb string, before deployments, r de
 		return nil, err
 	}
 	h.changed(ctx, verb, before, d)
-	return result(verb, d), nil
+	res := result(verb, d)
+	if len(d.etcConflicts) > 0 {
+		res.Warnings = append(res.Warnings, "changed on this host and in the image too, the host's version stays: "+someOf(d.etcConflicts))
+	}
+	return res, nil
+}
+
+// someOf lists the first of many names.
+func someOf(names []string) string {
+	const most = 5
+	if n := len(names); n > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), n-most)
+	}
+	return strings.Join(names, ", ")
 }
 
 // changed does what follows a commit point: history, clean-up, published
@@ -252,9 +266,9 @@ func (h *Host) changeable(list deployments) error {
 		return fault.New(fault.Conflict, "kedge self install puts kedge's units on this host",
 			"this host has no %s, which puts a staged deployment in place at shutdown", units.Finalize)
 	}
-	if base.origin.incompatible {
+	if len(base.origin.changes) > 0 {
 		return fault.New(fault.Conflict, "undo them first (rpm-ostree reset), reboot, and run the command again; kedge has no client-side packages",
-			"the deployment %s has client-side changes that would be lost: %s", base.id, describePackages(base.origin.packages))
+			"the deployment %s has client-side changes that would be lost: %s", base.id, strings.Join(base.origin.changes, ", "))
 	}
 	return nil
 }
@@ -267,13 +281,6 @@ func (h *Host) hasFinalizer() bool {
 		}
 	}
 	return false
-}
-
-func describePackages(p *v1.Packages) string {
-	if p == nil {
-		return "an rpm-ostree initramfs or module setting"
-	}
-	return fmt.Sprintf("packages %v, removed %v, replaced %v", p.Requested, p.Removed, p.Replaced)
 }
 
 // release lets shutdown finalise what DownloadOnly staged.

@@ -200,6 +200,11 @@ func parseOrigin(f *keyfile.File) origin {
 	}
 	for _, g := range foreignGroups {
 		o.incompatible = o.incompatible || f.HasGroup(g)
+		for _, key := range f.Keys(g) {
+			if v, _ := f.Get(g, key); v != "" && v != "false" {
+				o.changes = append(o.changes, fmt.Sprintf("[%s] %s=%s", g, key, v))
+			}
+		}
 	}
 	return o
 }
@@ -212,6 +217,10 @@ func originOf(base *boot.Deployment, ref ocibridge.Reference) *keyfile.File {
 		f = base.Origin.Clone()
 	}
 	f.DeleteGroup("libostree-transient")
+	// What is in them has been found to ask for nothing (Host.changeable).
+	for _, g := range foreignGroups {
+		f.DeleteGroup(g)
+	}
 	for _, key := range []string{"refspec", "baserefspec"} {
 		f.Delete(groupOrigin, key)
 	}

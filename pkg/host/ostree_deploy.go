@@ -54,22 +54,47 @@ func (s *ostreeStore) Deploy(ctx context.Context, r deployRequest) (*deployment,
 			return nil, err
 		}
 	}
-	if !s.Booted() {
-		fresh, err := s.sysroot.Deploy(ctx, req)
+	if s.Booted() {
+		staged, err := s.sysroot.Stage(ctx, boot.StageRequest{DeployRequest: req, Hold: r.hold})
 		if err != nil {
 			return nil, err
 		}
-		list := s.sysroot.With(fresh, boot.Retention{Merge: req.Merge})
-		if err := s.sysroot.Write(ctx, list); err != nil {
-			return nil, err
-		}
-		return s.reload(fresh, false)
+		return s.reload(ctx, staged, req.Merge)
 	}
-	staged, err := s.sysroot.Stage(ctx, boot.StageRequest{DeployRequest: req, Hold: r.hold})
+	fresh, err := s.sysroot.Deploy(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	return s.reload(staged, true)
+	list := s.sysroot.With(fresh, boot.Retention{Merge: req.Merge})
+	if err := s.sysroot.Write(ctx, list); err != nil {
+		return nil, err
+	}
+	return s.reload(ctx, fresh, req.Merge)
+}
+
+// etcConflicts returns the paths that differ between the /etc of the
+// deployment before and its defaults, and between these and the new ones too.
+// It is only told, so that a failure is logged.
+func (s *ostreeStore) etcConflicts(ctx context.Context, before, fresh *boot.Deployment) (paths []string) {
+	if before == nil {
+		return nil
+	}
+	image, err := s.Root().OpenRoot(fresh.Dir())
+	if err != nil {
+		s.cfg.Log.Warn("conflicts in /etc are not known", "error", err)
+		return nil
+	}
+	defer image.Close()
+	changes, err := s.sysroot.EtcChanges(context.WithoutCancel(ctx), before, image)
+	if err != nil {
+		s.cfg.Log.Warn("conflicts in /etc are not known", "error", err)
+	}
+	for _, c := range changes {
+		if c.Conflict() {
+			paths = append(paths, "/etc/"+c.Path)
+		}
+	}
+	return paths
 }
 
 // kargsAsRunning returns the arguments of a staged deployment as they would be
@@ -85,17 +110,18 @@ func (s *ostreeStore) kargsAsRunning(staged, running *boot.Deployment) (karg.Arg
 }
 
 // reload finds a deployment that was just made in the list on disk.
-func (s *ostreeStore) reload(b *boot.Deployment, staged bool) (*deployment, error) {
+func (s *ostreeStore) reload(ctx context.Context, fresh, before *boot.Deployment) (*deployment, error) {
 	list, err := s.Deployments()
 	if err != nil {
 		return nil, err
 	}
 	d := list.find(func(d *deployment) bool {
-		return d.stateroot == b.Stateroot && d.root == b.Checksum && d.serial == b.Serial && d.staged == staged
+		return d.stateroot == fresh.Stateroot && d.root == fresh.Checksum && d.serial == fresh.Serial
 	})
 	if d == nil {
-		return nil, fault.New(fault.Internal, "", "the new deployment %s is not in the list", b.Name())
+		return nil, fault.New(fault.Internal, "", "the new deployment %s is not in the list", fresh.Name())
 	}
+	d.etcConflicts = s.etcConflicts(ctx, before, fresh)
 	return d, nil
 }
 

@@ -114,6 +114,23 @@ func TestForeignIntentIsNotLost(t *testing.T) {
 	w.push("stable", 2)
 	_, err = w.try(func(h *Host) (*v1.Result, error) { return h.Upgrade(context.Background(), UpgradeOptions{}) })
 	wantKind(t, err, fault.Conflict, "htop")
+	must(t, os.WriteFile(origin, append(text, "\n[packages]\nrequested=\n\n[rpmostree]\nregenerate-initramfs=false\n"...), 0o644))
+	if r := w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(context.Background(), UpgradeOptions{}) }); !r.Changed {
+		t.Errorf("upgrade of a host whose rpm-ostree settings ask for nothing = %+v", r)
+	}
+	if e := w.status().Status.OtherDeployments[0]; e.Incompatible || e.Image == nil {
+		t.Errorf("status after it = %+v, want the empty settings gone", e)
+	}
+}
+
+func TestForeignIntentIsShown(t *testing.T) {
+	w := newWorld(t)
+	ref, _ := w.push("stable", 1)
+	id := w.install(ref).ID
+	origin := filepath.Join(w.dir, "ostree/deploy/default/deploy", strings.TrimPrefix(id, "default/")+".origin")
+	text, err := os.ReadFile(origin)
+	must(t, err)
+	must(t, os.WriteFile(origin, append(text, "\n[packages]\nrequested=htop;vim;\n\n[overrides]\nremove=nano;\n"...), 0o644))
 	e := w.status().Status.OtherDeployments[0]
 	if !e.Incompatible || e.Image != nil || e.Kedge.Packages == nil || e.Kedge.Digest == "" {
 		t.Errorf("status of a host with client-side packages = %+v, want it incompatible as bootc has it, with what it is made of", e)
