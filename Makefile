@@ -17,12 +17,13 @@ export KEDGE_CACHE := $(CACHE)
 FAST_PACKAGES = $(shell $(GO) list -tags '$(TAGS)' ./... | grep -v /e2e/)
 E2E_PACKAGES  = $(shell $(GO) list -tags '$(TAGS)' ./... | grep /e2e/)
 
-.PHONY: all build deps check test nightly demo bench lint fmt unit race fuzz-seeds e2e size clean help
+.PHONY: all build man deps check test nightly demo bench lint fmt unit race fuzz-seeds e2e size clean help
 
 all: build
 
 help:
 	@echo 'make build    bin/kedge, static'
+	@echo 'make man      manual pages and shell completions, in bin/'
 	@echo 'make check    build, lint, unit and oracle tests (under 5 minutes)'
 	@echo 'make test     all of check, race detector and booted machines (what CI runs)'
 	@echo 'make nightly  test on every file system, longer fuzzing and crash matrices'
@@ -40,6 +41,12 @@ size: build
 
 deps:
 	@hack/deps.sh
+
+# Manual pages and shell completions, for packages.
+man: build
+	@mkdir -p bin/man bin/completion
+	bin/kedge man bin/man
+	@for s in bash zsh fish; do bin/kedge completion $$s >bin/completion/kedge.$$s; done
 
 lint:
 	hack/lint.sh run --build-tags '$(shell echo $(TAGS) | tr " " ,)' ./...
