@@ -135,6 +135,13 @@ func (s *ostreeStore) notedUpdate(commit string) *imageInfo {
 	return info
 }
 
+// Describe fills in what status says of a deployment of this backend alone.
+func (s *ostreeStore) Describe(d *deployment, e *v1.BootEntry) {
+	store := v1.StoreOSTreeContainer
+	e.Store = &store
+	e.OSTree = &v1.BootEntryOSTree{Stateroot: d.stateroot, Checksum: d.root, DeploySerial: uint32(d.serial)}
+}
+
 // image reads the image that a commit was made from; nil where it was made
 // from none.
 func (s *ostreeStore) image(commit string) (*imageInfo, error) {

@@ -130,6 +130,11 @@ func (s *ostreeStore) DeploymentDir(d *deployment) string {
 	return path.Join("ostree/deploy", d.stateroot, "deploy", fmt.Sprintf("%s.%d", d.root, d.serial))
 }
 
+// VarDir returns the directory of a deployment's /var beneath Root.
+func (s *ostreeStore) VarDir(d *deployment) string {
+	return path.Join("ostree/deploy", d.stateroot, "var")
+}
+
 // SetDefault makes a deployment that is there what the next boot takes; all
 // others keep their order, and a staged one is discarded. It takes effect at
 // once (commit point: boot.Write's).

@@ -105,7 +105,7 @@ func (h *Host) openDeployment(d *deployment) (root, vardir *os.Root, err error) 
 		if root, err = h.root.OpenRoot(h.store.DeploymentDir(d)); err != nil {
 			return nil, nil, err
 		}
-		vardir, err = h.root.OpenRoot(path.Join("ostree/deploy", d.stateroot, "var"))
+		vardir, err = h.root.OpenRoot(h.store.VarDir(d))
 	}
 	if err != nil {
 		_ = root.Close()

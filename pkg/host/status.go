@@ -62,15 +62,14 @@ func (h *Host) Status(context.Context) (*v1.Host, error) {
 }
 
 func (h *Host) entry(d *deployment, next bool) *v1.BootEntry {
-	store := v1.StoreOSTreeContainer
 	e := &v1.BootEntry{
-		Incompatible: d.origin.incompatible, Pinned: d.pinned, DownloadOnly: d.downloadOnly, Store: &store,
-		OSTree: &v1.BootEntryOSTree{Stateroot: d.stateroot, Checksum: d.root, DeploySerial: uint32(d.serial)},
+		Incompatible: d.origin.incompatible, Pinned: d.pinned, DownloadOnly: d.downloadOnly,
 		Kedge: &v1.KedgeEntry{
 			ID: d.id, Index: d.index, Next: next, Backend: h.store.Name(), Origin: d.origin.text,
 			Kargs: d.kargs, Packages: d.origin.packages,
 		},
 	}
+	h.store.Describe(d, e)
 	if e.Kedge.Kargs == nil {
 		e.Kedge.Kargs = []string{}
 	}
