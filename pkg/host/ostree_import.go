@@ -82,7 +82,7 @@ func container(img *ocibridge.Image, im *ostree.Import) (*ostree.Container, erro
 			opts.Layers = append(opts.Layers, l.Layer)
 		} else {
 			for _, o := range l.Objects.Files {
-				layer.Objects = append(layer.Objects, ostree.LayerObject{Checksum: o.Checksum, Inode: o.Inode})
+				layer.Objects = append(layer.Objects, ostree.LayerObject{Checksum: o.Checksum, Inode: o.Inode, Unsorted: o.Unsorted})
 			}
 		}
 		c.Layers = append(c.Layers, layer)
@@ -90,6 +90,14 @@ func container(img *ocibridge.Image, im *ostree.Import) (*ostree.Container, erro
 	if b := img.OSTree; b != nil {
 		opts.Base = b.Tree
 		c.Base = &ostree.BaseCommit{Commit: b.CommitBytes, Tree: b.Tree}
+		for _, l := range img.Layers {
+			if l.Objects == nil {
+				continue
+			}
+			for _, m := range l.Objects.Meta {
+				c.Base.Meta = append(c.Base.Meta, ostree.MetaObject{Type: m.Type, Checksum: m.Checksum, Data: m.Data})
+			}
+		}
 		if len(b.CommitMeta) > 0 {
 			var err error
 			if c.Base.Detached, err = object.DecodeDict(b.CommitMeta); err != nil {

@@ -298,6 +298,11 @@ func (im *Import) writeBase(txn *Txn, b *BaseCommit) (object.Checksum, error) {
 	if b == nil {
 		return object.Checksum{}, nil
 	}
+	c, err := object.DecodeCommit(b.Commit)
+	if err != nil {
+		return object.Checksum{}, fault.New(fault.Corrupt, damagedHint, "the image's base commit: %w", err)
+	}
+	missing := map[object.Checksum]bool{c.Tree: true, c.Meta: true}
 	for _, m := range b.Meta {
 		got, err := txn.PutMeta(m.Type, m.Data)
 		if err != nil {
@@ -306,6 +311,10 @@ func (im *Import) writeBase(txn *Txn, b *BaseCommit) (object.Checksum, error) {
 		if got != m.Checksum {
 			return got, fault.New(fault.Corrupt, damagedHint, "the object named %s.%s is %s", m.Checksum, m.Type, got)
 		}
+		delete(missing, got)
+	}
+	for sum := range missing {
+		return sum, fault.New(fault.Corrupt, damagedHint, "the image's base commit names the object %s, which its layers do not have", sum)
 	}
 	commit, err := txn.PutMeta(object.TypeCommit, b.Commit)
 	if err == nil && len(b.Detached) > 0 {
