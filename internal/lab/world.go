@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/kedge-os/kedge/internal/dirfd"
 )
 
 // World is what stories about hosts need: a registry with the base image in it
@@ -72,7 +74,18 @@ func (w *World) Close() error {
 	if w.Podman != nil {
 		err = w.Podman.Remove(context.Background())
 	}
-	return errors.Join(err, os.RemoveAll(w.Dir))
+	return errors.Join(err, removeTree(w.Dir))
+}
+
+// removeTree removes a directory that may hold sysroots: the roots of their
+// deployments are immutable.
+func removeTree(dir string) error {
+	parent, err := dirfd.OpenPath(filepath.Dir(dir))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	return parent.Remove(filepath.Base(dir))
 }
 
 // Build builds the image ref (name:tag in the registry) from a Containerfile
