@@ -18,6 +18,7 @@ import (
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/ocibridge"
 )
 
 // env is what a verb has of the world: the global flags and where to print.
@@ -84,6 +85,7 @@ func (e *env) before(*cli.Context) error {
 	default:
 		return fault.New(fault.Usage, "use text or json", "--log-format %s: unknown format", e.logFormat)
 	}
+	ocibridge.RouteLogs(e.log)
 	if e.color != "auto" && e.color != "never" && e.color != "always" {
 		return fault.New(fault.Usage, "use auto, never or always", "--color %s: unknown value", e.color)
 	}
