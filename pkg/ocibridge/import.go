@@ -154,14 +154,14 @@ func (im *importer) fetchLayer(ctx context.Context, i int) (x *Index, err error)
 	}
 	defer w.Abort()
 	x = &Index{DiffID: l.DiffID, Role: l.Role}
-	x.TarBytes, err = im.readLayer(ctx, i, func(ctx context.Context, tar io.Reader) (err error) {
+	x.TarBytes, err = im.readLayer(ctx, i, showArchive(w, func(ctx context.Context, tar io.Reader) (err error) {
 		if l.Role == Derived {
 			x.Layer, err = decodeLayer(ctx, tar, w, im.budget)
 			return err
 		}
 		x.Objects, err = decodeObjects(ctx, tar, w, im.budget, l.Role)
 		return err
-	})
+	}))
 	if err != nil {
 		return nil, err
 	}
