@@ -9,9 +9,9 @@ import (
 // wrong or missing label on anything that boots would show here.
 func TestSELinuxEnforcing(t *testing.T) {
 	w := theWorld(t)
-	w.buildHostImage(t, "selinux:latest", "enforced")
+	w.buildHostImage(t, "os:selinux", "enforced")
 	disk := w.newDisk(t, "ext4")
-	w.install(t, disk, "selinux:latest", "security=selinux", "selinux=1", "enforcing=1")
+	w.install(t, disk, "os:selinux", "security=selinux", "selinux=1", "enforcing=1")
 
 	g := start(t, w.machine(t, disk))
 	g.checkHealth()

@@ -13,7 +13,7 @@ import (
 // never was an image, to an image. kedge is brought along by `self install`.
 func TestTakeOver(t *testing.T) {
 	w := theWorld(t)
-	w.buildHostImage(t, "takeover:latest", "image")
+	w.buildHostImage(t, "os:takeover", "image")
 	disk := w.newDisk(t, "ext4")
 	if err := disk.With(t.Context(), func(root string) error { return w.installWithOSTree(t, root) }); err != nil {
 		t.Fatal(err)
@@ -28,7 +28,7 @@ func TestTakeOver(t *testing.T) {
 	out := g.sh("/var/kedge-brought self install")
 	t.Logf("kedge self install:\n%s", out)
 	g.sh("ln -sf /var/lib/kedge/bin/kedge /run/kedge-bin")
-	out = g.sh("/var/lib/kedge/bin/kedge switch " + w.Registry.GuestRepo("takeover:latest"))
+	out = g.sh("/var/lib/kedge/bin/kedge switch " + w.Registry.GuestRepo("os:takeover"))
 	t.Logf("kedge switch:\n%s", out)
 
 	g = g.reboot(m)
@@ -59,7 +59,7 @@ func (w *world) installWithOSTree(t *testing.T, root string) error {
 		return err
 	}
 	defer os.RemoveAll(tree)
-	id, err := w.Podman.Run(t.Context(), "create", w.Registry.Repo("base:latest"))
+	id, err := w.Podman.Run(t.Context(), "create", w.Registry.Repo("os:base"))
 	if err != nil {
 		return err
 	}

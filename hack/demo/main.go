@@ -49,7 +49,7 @@ func run(ctx context.Context, kedge string, quick bool) (err error) {
 	if err != nil {
 		return err
 	}
-	d.step("A registry on this machine, with that image in it as base:latest")
+	d.step("A registry on this machine, with that image in it as os:base")
 	if d.World, err = lab.NewWorld(ctx, layout, kedge); err != nil {
 		return err
 	}

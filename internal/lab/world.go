@@ -11,7 +11,7 @@ import (
 )
 
 // World is what stories about hosts need: a registry with the base image in it
-// as base:latest, a podman that knows the base, and a kedge to go into images.
+// as os:base, a podman that knows the base, and a kedge to go into images.
 type World struct {
 	Dir      string // on the cache's file system; gone after Close
 	Registry *Registry
@@ -49,7 +49,7 @@ func (w *World) fill(ctx context.Context, layout string) (err error) {
 	if w.Registry, err = StartRegistry(filepath.Join(w.Dir, "registry"), false); err != nil {
 		return err
 	}
-	if _, err := w.Registry.Push(ctx, layout, TagAgent, "base", "latest"); err != nil {
+	if _, err := w.Registry.Push(ctx, layout, TagAgent, "os", "base"); err != nil {
 		return err
 	}
 	conf := fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", w.Registry.Addr)
@@ -60,8 +60,9 @@ func (w *World) fill(ctx context.Context, layout string) (err error) {
 		return err
 	}
 	// Pulled from the registry and not from the layout: podman then remembers
-	// that the registry has the base's layers and does not push them again.
-	_, err = w.Podman.Run(ctx, "pull", "--quiet", "--tls-verify=false", w.Registry.Repo("base:latest"))
+	// that this repository of it has the base's layers and does not push them
+	// again: all images of a world are tags of os.
+	_, err = w.Podman.Run(ctx, "pull", "--quiet", "--tls-verify=false", w.Registry.Repo("os:base"))
 	return err
 }
 
@@ -122,7 +123,7 @@ RUN chmod 755 /usr/bin/kedge && \
     mkdir -p /usr/lib/bootc/kargs.d && \
     echo 'kargs = ["lab.image=%s"]' >/usr/lib/bootc/kargs.d/10-lab.toml
 LABEL org.opencontainers.image.version="%s"
-`, w.Registry.Repo("base:latest"), marker, marker, marker)
+`, w.Registry.Repo("os:base"), marker, marker, marker)
 	return w.Build(ctx, ref, containerfile, map[string]string{"lab.conf": w.Registry.GuestConfig()})
 }
 
