@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -81,6 +82,7 @@ func (s *Sysroot) deploy(ctx context.Context, r DeployRequest) (*Deployment, *Ke
 		return nil, nil, err
 	}
 	d.Bootcsum = k.Bootcsum
+	d.merging = s.opts.Clock().Add(-clockStep)
 	if err := s.setKargs(d, root, r); err != nil {
 		return nil, nil, err
 	}
@@ -94,6 +96,9 @@ func (s *Sysroot) deploy(ctx context.Context, r DeployRequest) (*Deployment, *Ke
 	d.dev, d.ino = st.Dev, st.Ino
 	return d, k, nil
 }
+
+// clockStep is more than the kernel's clock for inode times lags behind.
+const clockStep = 10 * time.Millisecond
 
 // nextSerial returns the number after the highest that the commit has in the
 // stateroot.

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
@@ -41,6 +42,7 @@ type Deployment struct {
 
 	entryFile string // its name in loader/entries, "" before the first Write
 	dev, ino  uint64
+	merging   time.Time // before its first merge of /etc read anything
 }
 
 // Name returns "CHECKSUM.SERIAL".

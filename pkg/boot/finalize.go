@@ -84,7 +84,7 @@ func (s *Sysroot) finalize(ctx context.Context, staged *Deployment) (Finalized, 
 	return Finalized{Deployment: s.first(fresh.same), Etc: stats}, nil
 }
 
-// stagedAt is the time before which the staging had read nothing.
+// stagedAt is the time at which the first merge of /etc began.
 func stagedAt(marker object.Dict) time.Time {
 	ns, ok := marker.Uint64(kedgeKey)
 	if !ok {

@@ -56,7 +56,8 @@ func (k *Kernel) files() []kernelFile {
 
 // FindKernel finds the kernel of a tree and computes its bootcsum: the sha256
 // of kernel, initramfs and device tree one after the other (the HMAC file and
-// an Android boot image are left out). None is a Conflict, and so are two, since libostree would take the one that the directory lists first.
+// an Android boot image are left out). None is a Conflict, and so are two,
+// since libostree would take the one that the directory lists first.
 func FindKernel(root *os.Root) (*Kernel, error) {
 	k, err := locateKernel(root)
 	if err != nil || k.Bootcsum != "" {

@@ -35,10 +35,9 @@ const libDir = "usr/lib/x86_64-linux-gnu"
 
 func imageOSTree(t testing.TB) []string {
 	t.Helper()
-	layout := lab.BaseImage(t)
 	cache, err := lab.CacheDir()
 	must(t, err)
-	dir := filepath.Join(cache, "ostree-of-"+filepath.Base(filepath.Dir(layout)))
+	dir := filepath.Join(cache, "ostree-trixie")
 	argv := func(dir string) []string {
 		lib := filepath.Join(dir, libDir)
 		return []string{lib + "/ld-linux-x86-64.so.2", "--library-path", lib, dir + "/usr/bin/ostree"}
@@ -46,7 +45,7 @@ func imageOSTree(t testing.TB) []string {
 	if _, err := os.Stat(dir); err == nil {
 		return argv(dir)
 	}
-	blobs, err := filepath.Glob(layout + "/blobs/sha256/*")
+	blobs, err := filepath.Glob(lab.BaseImage(t) + "/blobs/sha256/*")
 	must(t, err)
 	largest, size := "", int64(0)
 	for _, b := range blobs {
@@ -249,7 +248,11 @@ func (t tree) write(tb testing.TB, dir string) {
 		case strings.HasPrefix(content, "->"):
 			must(tb, os.Symlink(content[2:], p))
 		default:
-			must(tb, os.WriteFile(p, []byte(content), 0o644))
+			mode := fs.FileMode(0o644)
+			if strings.HasPrefix(name, "usr/sbin/") {
+				mode = 0o755
+			}
+			must(tb, os.WriteFile(p, []byte(content), mode))
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -15,9 +16,14 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
+	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 )
+
+// labelOf follows a name in a snapshot that stands for the file's label.
+const labelOf = " (label)"
 
 // snapshot describes every file of a sysroot outside its repository.
 func snapshot(t testing.TB, dir string) map[string]string {
@@ -38,6 +44,10 @@ func snapshot(t testing.TB, dir string) map[string]string {
 			}
 			sys := st.Sys().(*syscall.Stat_t)
 			text := fmt.Sprintf("%v %d:%d", st.Mode(), sys.Uid, sys.Gid)
+			label := make([]byte, 256)
+			if n, err := unix.Lgetxattr(p, "security.selinux", label); err == nil {
+				out[name+labelOf] = strings.TrimRight(string(label[:n]), "\x00")
+			}
 			switch {
 			case st.Mode().IsRegular():
 				b, err := os.ReadFile(p)
@@ -92,6 +102,7 @@ var steps = []struct {
 	name    string
 	tree    tree
 	version string
+	policy  bool // the tree has a SELinux policy
 	etc     func(t testing.TB, etc string)
 }{
 	{name: "first", tree: osTree("k1"), version: "1"},
@@ -117,6 +128,72 @@ var steps = []struct {
 		"usr/lib/modules/6.1.0/dtb/b/z.dtb": "bz", "usr/lib/modules/6.1.0/dtb/a.dtb": "a", "usr/lib/modules/6.1.0/dtb/b.dtb": "b"}), version: "5"},
 	{name: "no initramfs at all", tree: osTree("k6").without("usr/lib/modules/6.1.0/initramfs.img"), version: "6"},
 	{name: "var of the image", tree: osTree("k7").with(tree{"var/lib/x": "x"}), version: "7"},
+	{name: "SELinux policy", tree: osTree("k8"), policy: true, version: "8"},
+	{name: "SELinux policy and local changes", tree: osTree("k9"), policy: true, version: "9",
+		etc: func(t testing.TB, etc string) {
+			must(t, os.WriteFile(etc+"/labelled", []byte("x"), 0o644))
+			must(t, unix.Setxattr(etc+"/labelled", "security.selinux", []byte("local_t\x00"), 0))
+		}},
+}
+
+// policy is Debian's, from this machine.
+func policy(t testing.TB) tree {
+	t.Helper()
+	const dir = "/etc/selinux/default"
+	if _, err := os.Stat(dir + "/contexts/files/file_contexts"); err != nil {
+		lab.Skip(t, "selinux-policy-default is not installed")
+	}
+	out := tree{"usr/etc/selinux/config": "SELINUX=permissive\nSELINUXTYPE=default\n", "usr/etc/passwd": "root", "usr/etc/rc.d/init.d/x": "x",
+		"usr/sbin/semodule": semodule(t)}
+	must(t, filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+		// The compiled contexts would count only if they are newer.
+		if err != nil || !e.Type().IsRegular() || strings.HasSuffix(p, ".bin") {
+			return err
+		}
+		b, err := os.ReadFile(p)
+		out["usr"+p] = string(b)
+		return err
+	}))
+	return out
+}
+
+// semodule returns a static program for images that have a policy.
+func semodule(t testing.TB) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "semodule")
+	cmd := exec.Command("go", "build", "-o", bin, "./testdata/semodule")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	b, err := os.ReadFile(bin)
+	must(t, err)
+	return string(b)
+}
+
+// TestPolicyRefresh: local changes to the policy are linked with the new
+// image's, by the image's own program; without any nothing is run.
+func TestPolicyRefresh(t *testing.T) {
+	lab.Need(t, "bwrap", "go")
+	w := newWorld(t)
+	s := w.open()
+	must(t, s.InitStateroot("os"))
+	image := osTree("k1").with(policy(t)).with(tree{"usr/lib/semodule-refreshes": ""})
+	d := w.deploy(s, w.commit(image, "1"), "os")
+	d = w.deploy(s, w.commit(image, "2"), "os")
+	stamp := func() error {
+		_, err := os.Stat(filepath.Join(w.dir, d.Dir(), "etc/selinux/refreshed"))
+		return err
+	}
+	if stamp() == nil {
+		t.Error("the policy was refreshed without local changes")
+	}
+	must(t, os.MkdirAll(filepath.Join(w.dir, d.Dir(), "etc/selinux/default/active/modules"), 0o755))
+	must(t, os.WriteFile(filepath.Join(w.dir, d.Dir(), "etc/selinux/default/active/modules/mine"), []byte("m"), 0o644))
+	d = w.deploy(s, w.commit(image, "3"), "os")
+	if err := stamp(); err != nil {
+		t.Errorf("the policy was not refreshed after local changes: %v", err)
+	}
 }
 
 // TestSameBytesAsOSTree lets the real program and kedge lead two machines
@@ -136,6 +213,9 @@ func TestSameBytesAsOSTree(t *testing.T) {
 					step.etc(t, filepath.Join(ours.dir, s.Deployments()[0].Dir(), "etc"))
 					step.etc(t, filepath.Join(theirs.dir, s.Deployments()[0].Dir(), "etc"))
 				}
+				if step.policy {
+					step.tree = step.tree.with(policy(t))
+				}
 				c := ours.commit(step.tree, step.version)
 				if theirs.commit(step.tree, step.version) != c {
 					t.Fatal("the two repositories differ")
@@ -152,6 +232,14 @@ func TestSameBytesAsOSTree(t *testing.T) {
 				must(t, s.Write(ctx, s.With(d, Retention{Merge: r.Merge})))
 				must(t, s.Cleanup(ctx))
 				want, got := likeOurs(o, snapshot(t, theirs.dir)), likeOurs(o, snapshot(t, ours.dir))
+				// Where the kernel runs without SELinux libostree cannot label
+				// directories, symlinks and origins; kedge can.
+				maps.DeleteFunc(got, func(name, _ string) bool {
+					return strings.HasSuffix(name, labelOf) && want[name] == ""
+				})
+				if step.policy && want["ostree/deploy/os/deploy/"+d.Name()+"/etc/passwd"+labelOf] == "" {
+					t.Error("ostree labelled nothing: there is nothing to compare")
+				}
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Fatalf("%s: what ostree %s has (-) and kedge (+):\n%s", step.name, o.name, diff)
 				}

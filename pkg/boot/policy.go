@@ -3,6 +3,7 @@ package boot
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -30,7 +31,9 @@ func (s *Sysroot) refreshPolicy(ctx context.Context, root *os.Root, changes []et
 	if _, err := root.Stat("etc/selinux/config"); err != nil {
 		return nil
 	}
-	if _, err := root.Stat("usr/sbin/semodule"); err != nil {
+	_, sbin := root.Stat("usr/sbin/semodule")
+	_, bin := root.Stat("usr/bin/semodule")
+	if sbin != nil && bin != nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, policyTimeout)
@@ -68,8 +71,8 @@ func inDeployment(ctx context.Context, root *os.Root, argv ...string) (string, e
 		args = append(args, "--symlink", "usr/"+name, "/"+name)
 	}
 	cmd := exec.CommandContext(ctx, bwrap, append(append(args, "--"), argv...)...)
-	cmd.Dir = "/proc/self/fd/3"
-	cmd.ExtraFiles = []*os.File{dir}
+	// The child changes to it before it gives up the descriptors it was born with.
+	cmd.Dir = fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin", "LC_ALL=C"}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

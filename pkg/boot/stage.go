@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"time"
 
 	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
@@ -60,7 +59,6 @@ func (s *Sysroot) stage(ctx context.Context, r StageRequest) error {
 		}
 	}
 	before := s.Staged()
-	now := s.opts.Clock()
 	d, kernel, err := s.deploy(ctx, r.DeployRequest)
 	if err != nil {
 		return err
@@ -74,7 +72,7 @@ func (s *Sysroot) stage(ctx context.Context, r StageRequest) error {
 	if err := s.syncRoot(); err != nil {
 		return err
 	}
-	if err := s.writeMarker(d, r, now); err != nil {
+	if err := s.writeMarker(d, r); err != nil {
 		return err
 	}
 	if before != nil {
@@ -106,7 +104,7 @@ func (s *Sysroot) placeKernel(d *Deployment, k *Kernel) error {
 	return s.syncfs(boot)
 }
 
-func (s *Sysroot) writeMarker(d *Deployment, r StageRequest, now time.Time) error {
+func (s *Sysroot) writeMarker(d *Deployment, r StageRequest) error {
 	marker := object.Dict{
 		{Key: targetKey, Value: encodeRef(d)},
 		{Key: lockedKey, Value: object.Bool(true)},
@@ -123,7 +121,7 @@ func (s *Sysroot) writeMarker(d *Deployment, r StageRequest, now time.Time) erro
 	if len(extra) > 0 {
 		marker.Set(extrasKey, object.Map(extra))
 	}
-	marker.Set(kedgeKey, object.Uint64(uint64(now.UnixNano())))
+	marker.Set(kedgeKey, object.Uint64(uint64(d.merging.UnixNano())))
 	if r.RetainAll {
 		marker.Set(retainKey, object.Bool(true))
 	}

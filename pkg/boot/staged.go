@@ -22,8 +22,8 @@ const (
 )
 
 // Keys of the marker. Those that begin with kedge are ours: libostree carries
-// keys that it does not know along. kedgeKey holds the time of the staging in
-// Unix nanoseconds.
+// keys that it does not know along. kedgeKey holds the time at which the first
+// merge of /etc began, in Unix nanoseconds.
 const (
 	targetKey = "target"
 	mergeKey  = "merge-deployment"
