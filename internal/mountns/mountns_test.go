@@ -1,7 +1,9 @@
 package mountns_test
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -88,4 +90,35 @@ func inNamespace(t *testing.T, fns ...func() error) error {
 		}()
 	}()
 	return <-result
+}
+
+// TestMain is the program that Enter starts again, where the test asks for it.
+func TestMain(m *testing.M) {
+	if os.Getenv("KEDGE_TEST_ENTER") != "" {
+		if err := mountns.Enter(); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		ns, err := os.Readlink("/proc/self/ns/mnt")
+		fmt.Print(ns)
+		if err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func TestEnter(t *testing.T) {
+	lab.NeedRoot(t)
+	here, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "KEDGE_TEST_ENTER=1")
+	out, err := cmd.Output()
+	if err != nil || string(out) == here || len(out) == 0 {
+		t.Errorf("the program runs in %s, %v; want another namespace than %s", out, err, here)
+	}
 }
