@@ -288,3 +288,35 @@ func TestSkopeoCopies(t *testing.T) {
 		t.Error("the image in Docker's format has no file a")
 	}
 }
+
+// TestChunkedIsTheSame compares the lab's base image with the same one as
+// ostree-ext chunked it into 40 layers: what is in a file, its owner and its
+// mode are the same; times are not kept.
+func TestChunkedIsTheSame(t *testing.T) {
+	if testing.Short() {
+		t.Skip("imports two large images")
+	}
+	lines := func(ref string) (lines []string) {
+		tree := mustImport(t, ref, options(t), storetest.NewDiscard()).Tree
+		tree.Walk(func(p string, n *fstree.Inode) error {
+			switch p {
+			case "dev", "proc", "run", "sys":
+				return fstree.SkipDir // a compose leaves these to the deployment
+			}
+			content := ""
+			if n.IsRegular() {
+				content = n.Content.String()
+			}
+			capability, _ := n.Xattrs.Get("security.capability")
+			mode := n.Mode
+			if n.IsSymlink() {
+				mode |= 0o777
+			}
+			lines = append(lines, fmt.Sprintf("%q %o %d:%d %d %q %s %q", p, mode, n.UID, n.GID, n.Size, n.Target, content, capability))
+			return nil
+		})
+		return lines
+	}
+	chunked, base := lab.ChunkedImage(t)+":"+lab.TagChunked, lab.BaseImage(t)+":"+lab.TagGzip
+	wantSameTree(t, lines("oci:"+chunked), lines("oci:"+base))
+}
