@@ -336,13 +336,72 @@ func TestOstreeExtReuses(t *testing.T) {
 
 func ostreeExtCLI(t testing.TB) string {
 	t.Helper()
-	cache, err := os.UserCacheDir()
+	lab.Need(t, "cargo")
+	cli, err := lab.Make(t.Context(), "chunked/build-cli.sh")
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, _ := filepath.Glob(filepath.Join(cache, "kedge", "ostree-ext-cli-*"))
-	if len(found) == 0 {
-		lab.Skip(t, "ostree-ext-cli is not built; hack/lab/chunked/build-cli.sh builds it")
+	return cli
+}
+
+// TestBaseImageEqualsOstree imports the lab's base image, 17,600 files with
+// Debian's SELinux policy, and has the ostree program commit the same tar.
+func TestBaseImageEqualsOstree(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
 	}
-	return found[0]
+	lab.Need(t, "ostree", "gzip")
+	lab.NeedRoot(t)
+	layout := lab.BaseImage(t)
+	r := openRepo(t)
+	commit, _ := bring(t, r, ostree.ImportOptions{}, "oci:"+layout+":"+lab.TagGzip)
+	split, _ := bring(t, r, ostree.ImportOptions{}, "oci:"+layout+":"+lab.TagZstd20)
+	wantTree := treeOf(t, r, commit)
+	if got := treeOf(t, r, split); got != wantTree {
+		t.Errorf("in twenty layers the image is the tree %s, in one it is %s", got, wantTree)
+	}
+	stored, err := r.ContainerManifest(commit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := stored.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	tar, root, theirs := filepath.Join(dir, "layer.tar"), filepath.Join(dir, "root"), filepath.Join(dir, "repo")
+	tool(t, "sh", "-c", "gzip -dc "+filepath.Join(layout, "blobs/sha256", strings.TrimPrefix(layers[0].Digest, "sha256:"))+" >"+tar)
+	tool(t, "ostree", "init", "--repo="+theirs, "--mode=bare")
+	tool(t, "ostree", "commit", "--repo="+theirs, "--branch=layer", "--no-bindings", "--tar-autocreate-parents",
+		"--tree=tar="+tar, `--tar-pathname-filter=^(\./)?etc(/|$),usr/etc\2`)
+	tool(t, "ostree", "checkout", "--repo="+theirs, "-H", "layer", root)
+	for _, name := range []string{"hostname", "resolv.conf"} {
+		if st, err := os.Lstat(filepath.Join(root, "usr/etc", name)); err == nil && st.Size() == 0 {
+			tool(t, "rm", filepath.Join(root, "usr/etc", name))
+		}
+	}
+	want := strings.TrimSpace(tool(t, "ostree", "commit", "--repo="+theirs, "--branch=merge", "--no-bindings", "--tree=dir="+root, "--selinux-policy="+root))
+	got := tool(t, "ostree", "ls", "-R", "-C", "--repo="+r.Path(), commit.String())
+	if oracle := tool(t, "ostree", "ls", "-R", "-C", "--repo="+theirs, want); got != oracle {
+		ours := map[string]bool{}
+		for line := range strings.Lines(got) {
+			ours[line] = true
+		}
+		shown := 0
+		for line := range strings.Lines(oracle) {
+			if shown++; !ours[line] && shown < 30 {
+				t.Errorf("ostree has %s", strings.TrimSpace(line))
+			}
+		}
+		t.Errorf("the trees differ")
+	}
+}
+
+func treeOf(t testing.TB, r *ostree.Repo, commit object.Checksum) object.Checksum {
+	t.Helper()
+	c, err := r.ReadCommit(commit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Tree
 }
