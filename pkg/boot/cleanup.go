@@ -141,6 +141,9 @@ func (s *Sysroot) removeDeployment(d *Deployment) error {
 	}
 	s.log.Debug("remove deployment", "stateroot", d.Stateroot, "deployment", d.Name())
 	dir, err := dirfd.Open(s.root, deployDir(d.Stateroot))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

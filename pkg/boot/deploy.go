@@ -72,29 +72,40 @@ func (s *Sysroot) deploy(ctx context.Context, r DeployRequest) (*Deployment, *Ke
 		Stateroot: r.Stateroot, Checksum: r.Commit, Serial: serial, BootSerial: -1,
 		Origin: r.Origin.Clone(), Entry: &bls.Entry{},
 	}
+	k, err := s.makeDeployment(ctx, d, r)
+	if err != nil {
+		if rerr := s.removeDeployment(d); rerr != nil {
+			s.log.Warn("a deployment that failed is left for the next cleanup", "deployment", d.Name(), "error", rerr)
+		}
+		return nil, nil, err
+	}
+	return d, k, nil
+}
+
+func (s *Sysroot) makeDeployment(ctx context.Context, d *Deployment, r DeployRequest) (*Kernel, error) {
 	root, err := s.checkout(ctx, d)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer root.Close()
 	k, err := FindKernel(root)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	d.Bootcsum = k.Bootcsum
 	d.merging = s.opts.Clock().Add(-clockStep)
 	if err := s.setKargs(d, root, r); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := s.fillDeployment(ctx, d, root, r.Merge); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	st, err := statOf(root, ".")
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	d.dev, d.ino = st.Dev, st.Ino
-	return d, k, nil
+	return k, nil
 }
 
 // clockStep is more than the kernel's clock for inode times lags behind.

@@ -20,9 +20,26 @@ import (
 // maxEntry bounds a boot entry, an origin and a link's target.
 const maxEntry = 1 << 20
 
+// loadTries is how often Load begins anew when a writer changes the list under
+// its eyes.
+const loadTries = 5
+
 // Load reads the list of deployments again. The boot entries are the truth:
 // an entry leads through its ostree= argument and the farm to a directory.
+// Readers take no lock: a list that another process replaced meanwhile is read
+// again.
 func (s *Sysroot) Load() error {
+	for try := 1; ; try++ {
+		err := s.loadOnce()
+		version, verr := s.readVersion()
+		sub, serr := s.readSubversion(version)
+		if try == loadTries || verr != nil || serr != nil || version == s.version && sub == s.sub {
+			return err
+		}
+	}
+}
+
+func (s *Sysroot) loadOnce() error {
 	s.list, s.problems = nil, nil
 	var err error
 	if s.version, err = s.readVersion(); err != nil {

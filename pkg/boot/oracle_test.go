@@ -106,7 +106,8 @@ var steps = []struct {
 	etc     func(t testing.TB, etc string)
 }{
 	{name: "first", tree: osTree("k1"), version: "1"},
-	{name: "new kernel and etc edits", tree: osTree("k2").with(tree{"usr/etc/conf": "default 2", "usr/etc/new.d/a": "a"}), version: "2",
+	{
+		name: "new kernel and etc edits", tree: osTree("k2").with(tree{"usr/etc/conf": "default 2", "usr/etc/new.d/a": "a"}), version: "2",
 		etc: func(t testing.TB, etc string) {
 			must(t, os.WriteFile(etc+"/local", []byte("mine"), 0o600))
 			must(t, os.WriteFile(etc+"/app/app.conf", []byte("edited"), 0o644))
@@ -114,26 +115,33 @@ var steps = []struct {
 			must(t, os.WriteFile(etc+"/own.d/deep/file", []byte("x"), 0o4755))
 			must(t, os.Symlink("/nowhere", etc+"/own.d/link"))
 			must(t, os.Chown(etc+"/own.d/deep/file", 7, 8))
-		}},
+		},
+	},
 	{name: "same kernel", tree: osTree("k2").with(tree{"usr/bin/hello": "3"}), version: "2"},
-	{name: "same kernel again: only the farm flips", tree: osTree("k2").with(tree{"usr/bin/hello": "4"}), version: "2",
+	{
+		name: "same kernel again: only the farm flips", tree: osTree("k2").with(tree{"usr/bin/hello": "4"}), version: "2",
 		etc: func(t testing.TB, etc string) {
 			must(t, os.Remove(etc+"/link"))
 			must(t, os.RemoveAll(etc+"/own.d/deep"))
-		}},
+		},
+	},
 	{name: "no initramfs name", tree: osTree("k3").without("usr/lib/modules/6.1.0/initramfs.img").with(tree{"usr/lib/modules/6.1.0/initramfs": "i"}), version: ""},
 	{name: "device tree and HMAC", tree: osTree("k4").with(tree{
-		"usr/lib/modules/6.1.0/devicetree": "dt", "usr/lib/modules/6.1.0/.vmlinuz.hmac": "h"}), version: "4"},
+		"usr/lib/modules/6.1.0/devicetree": "dt", "usr/lib/modules/6.1.0/.vmlinuz.hmac": "h",
+	}), version: "4"},
 	{name: "device tree directory", tree: osTree("k5").with(tree{
-		"usr/lib/modules/6.1.0/dtb/b/z.dtb": "bz", "usr/lib/modules/6.1.0/dtb/a.dtb": "a", "usr/lib/modules/6.1.0/dtb/b.dtb": "b"}), version: "5"},
+		"usr/lib/modules/6.1.0/dtb/b/z.dtb": "bz", "usr/lib/modules/6.1.0/dtb/a.dtb": "a", "usr/lib/modules/6.1.0/dtb/b.dtb": "b",
+	}), version: "5"},
 	{name: "no initramfs at all", tree: osTree("k6").without("usr/lib/modules/6.1.0/initramfs.img"), version: "6"},
 	{name: "var of the image", tree: osTree("k7").with(tree{"var/lib/x": "x"}), version: "7"},
 	{name: "SELinux policy", tree: osTree("k8"), policy: true, version: "8"},
-	{name: "SELinux policy and local changes", tree: osTree("k9"), policy: true, version: "9",
+	{
+		name: "SELinux policy and local changes", tree: osTree("k9"), policy: true, version: "9",
 		etc: func(t testing.TB, etc string) {
 			must(t, os.WriteFile(etc+"/labelled", []byte("x"), 0o644))
 			must(t, unix.Setxattr(etc+"/labelled", "security.selinux", []byte("local_t\x00"), 0))
-		}},
+		},
+	},
 }
 
 // policy is Debian's, from this machine.
@@ -143,8 +151,10 @@ func policy(t testing.TB) tree {
 	if _, err := os.Stat(dir + "/contexts/files/file_contexts"); err != nil {
 		lab.Skip(t, "selinux-policy-default is not installed")
 	}
-	out := tree{"usr/etc/selinux/config": "SELINUX=permissive\nSELINUXTYPE=default\n", "usr/etc/passwd": "root", "usr/etc/rc.d/init.d/x": "x",
-		"usr/sbin/semodule": semodule(t)}
+	out := tree{
+		"usr/etc/selinux/config": "SELINUX=permissive\nSELINUXTYPE=default\n", "usr/etc/passwd": "root", "usr/etc/rc.d/init.d/x": "x",
+		"usr/sbin/semodule": semodule(t),
+	}
 	must(t, filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
 		// The compiled contexts would count only if they are newer.
 		if err != nil || !e.Type().IsRegular() || strings.HasSuffix(p, ".bin") {
@@ -179,8 +189,8 @@ func TestPolicyRefresh(t *testing.T) {
 	s := w.open()
 	must(t, s.InitStateroot("os"))
 	image := osTree("k1").with(policy(t)).with(tree{"usr/lib/semodule-refreshes": ""})
-	d := w.deploy(s, w.commit(image, "1"), "os")
-	d = w.deploy(s, w.commit(image, "2"), "os")
+	w.deploy(s, w.commit(image, "1"), "os")
+	d := w.deploy(s, w.commit(image, "2"), "os")
 	stamp := func() error {
 		_, err := os.Stat(filepath.Join(w.dir, d.Dir(), "etc/selinux/refreshed"))
 		return err
