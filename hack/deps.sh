@@ -14,6 +14,8 @@ packages=(
   qemu-system-x86 qemu-utils ovmf ipxe-qemu seabios
   # sandboxes, crash tests, measuring
   bubblewrap crun fuse-overlayfs strace time
+  # what single tests call
+  gnupg groff-base tar mount util-linux
   # building; a C compiler for the race detector alone
   ca-certificates git make gcc libc6-dev
 )

@@ -30,7 +30,7 @@ func BaseImage(t testing.TB) string {
 // image of 40 layers, made by the real ostree-ext (root, cargo, two minutes).
 func ChunkedImage(t testing.TB) string {
 	t.Helper()
-	Need(t, "cargo")
+	NeedCargo(t)
 	return made(t, "chunked/large.sh")
 }
 

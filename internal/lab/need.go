@@ -19,6 +19,17 @@ func Need(t testing.TB, programs ...string) {
 	}
 }
 
+// NeedCargo skips the test where there is no Rust tool chain, with
+// KEDGE_REQUIRE=all too: the one of Debian 12 is too old for the crates, so a
+// machine may well come without. What such a test shows is also shown, on less,
+// by fixtures that the crates made.
+func NeedCargo(t testing.TB) {
+	t.Helper()
+	if _, err := exec.LookPath("cargo"); err != nil {
+		t.Skip("no cargo: the programs of ostree-ext and composefs-rs cannot be built")
+	}
+}
+
 // NeedRoot skips the test for an ordinary user.
 func NeedRoot(t testing.TB) {
 	t.Helper()

@@ -336,7 +336,7 @@ func TestOstreeExtReuses(t *testing.T) {
 
 func ostreeExtCLI(t testing.TB) string {
 	t.Helper()
-	lab.Need(t, "cargo")
+	lab.NeedCargo(t)
 	cli, err := lab.Make(t.Context(), "chunked/build-cli.sh")
 	if err != nil {
 		t.Fatal(err)
