@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
@@ -249,112 +248,6 @@ func (s *Sysroot) fillDeployment(ctx context.Context, d *Deployment, root *os.Ro
 	return s.setImmutable(d, true)
 }
 
-// settleEtc brings a checkout to the shape that the merge begins with: the
-// defaults in usr/etc and an etc directory that is ours to fill.
-func settleEtc(root *os.Root) error {
-	_, err := root.Lstat("usr/etc")
-	defaults := err == nil
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	names, err := readNames(root, "etc")
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return err
-	case len(names) > 0 && defaults:
-		return fault.New(fault.Corrupt, "the image has to be repaired: its defaults belong into one of the two", "the tree has both /etc and /usr/etc")
-	case len(names) > 0:
-		// A tree that was committed with its defaults in /etc.
-		if err := root.Rename("etc", "usr/etc"); err != nil {
-			return err
-		}
-		defaults = true
-	}
-	if !defaults {
-		return nil
-	}
-	if err := root.Mkdir("etc", 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return nil
-}
-
-// mergeEtc fills a deployment's etc from its usr/etc and merge's changes, which
-// it returns.
-func (s *Sysroot) mergeEtc(ctx context.Context, root *os.Root, merge *Deployment, o etcmerge.WriteOptions) (changes []etcmerge.Change, stats etcmerge.Stats, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("merge /etc: %w", err)
-		}
-	}()
-	image, err := dirfd.Open(root, "usr/etc")
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, stats, nil
-	}
-	if err != nil {
-		return nil, stats, err
-	}
-	defer image.Close()
-	dst, err := dirfd.Open(root, "etc")
-	if err != nil {
-		return nil, stats, err
-	}
-	defer dst.Close()
-	base, local, done, err := s.etcOf(merge)
-	if err != nil {
-		return nil, stats, err
-	}
-	defer done()
-	m, err := etcmerge.Plan(ctx, base, local, image)
-	if err != nil {
-		return nil, stats, err
-	}
-	if stats, err = m.Write(ctx, dst, o); err != nil {
-		return nil, stats, err
-	}
-	s.log.Info("merged /etc", "changes", len(m.Changes), "files", stats.Files, "bytes", stats.Bytes)
-	return m.Changes, stats, nil
-}
-
-// etcOf opens the defaults and the etc of a deployment; both are nil for none.
-func (s *Sysroot) etcOf(d *Deployment) (base, local *dirfd.Dir, done func(), err error) {
-	if d == nil {
-		return nil, nil, func() {}, nil
-	}
-	if base, err = dirfd.Open(s.root, path.Join(d.Dir(), "usr/etc")); err != nil {
-		return nil, nil, nil, err
-	}
-	if local, err = dirfd.Open(s.root, path.Join(d.Dir(), "etc")); err != nil {
-		_ = base.Close()
-		return nil, nil, nil, err
-	}
-	return base, local, func() { _, _ = base.Close(), local.Close() }, nil
-}
-
-// EtcChanges returns the local changes to a deployment's /etc, and what the
-// tree in image (its usr/etc) did to the same paths; without image, its own
-// defaults stand for it. It writes nothing.
-func (s *Sysroot) EtcChanges(ctx context.Context, d *Deployment, image *os.Root) ([]etcmerge.Change, error) {
-	base, local, done, err := s.etcOf(d)
-	if err != nil {
-		return nil, fmt.Errorf("compare /etc: %w", err)
-	}
-	defer done()
-	fresh := base
-	if image != nil {
-		if fresh, err = dirfd.Open(image, "usr/etc"); err != nil {
-			return nil, fmt.Errorf("compare /etc: %w", err)
-		}
-		defer fresh.Close()
-	}
-	m, err := etcmerge.Plan(ctx, base, local, fresh)
-	if err != nil {
-		return nil, fmt.Errorf("compare /etc: %w", err)
-	}
-	return m.Changes, nil
-}
-
 // makeBacking makes the directories that a transient root's overlay needs. The
 // upper one becomes the root, so it has the root's mode and label.
 func (s *Sysroot) makeBacking(d *Deployment, root *os.Root, lab Labeler) error {
@@ -387,36 +280,6 @@ func keepLabel(dir *dirfd.Dir, name string) []dirfd.Xattr {
 		return nil
 	}
 	return list
-}
-
-// writeOrigin replaces a deployment's origin file.
-func (s *Sysroot) writeOrigin(d *Deployment, lab Labeler) error {
-	if err := atomicfile.Write(s.root, d.OriginPath(), d.Origin.Encode(), 0o644); err != nil {
-		return fmt.Errorf("write the origin: %w", err)
-	}
-	if lab == nil {
-		return nil
-	}
-	dir, err := dirfd.Open(s.root, deployDir(d.Stateroot))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return setLabel(dir, d.Name()+".origin", "/etc/ostree/remotes.d/dummy.conf", lab, unix.S_IFREG|0o644)
-}
-
-// SetOrigin replaces what a deployment was asked for.
-func (s *Sysroot) SetOrigin(d *Deployment, origin *keyfile.File) error {
-	if err := s.requireLock("write an origin"); err != nil {
-		return err
-	}
-	c := *d
-	c.Origin = origin.Clone()
-	if err := s.writeOrigin(&c, nil); err != nil {
-		return err
-	}
-	d.Origin = c.Origin
-	return s.bumpMtime()
 }
 
 // setImmutable seals or opens the root directory of a deployment: nobody makes

@@ -185,6 +185,50 @@ func TestBootOfItsOwn(t *testing.T) {
 	}
 }
 
+// TestSmallBootOfABootedHost: three kernels do not fit, so the rollback goes
+// before the new one comes, and never the booted one.
+func TestSmallBootOfABootedHost(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	w.smallBoot(10 << 20)
+	s := w.open()
+	must(t, s.InitStateroot("os"))
+	kernel := func(n string) tree {
+		return osTree(n + strings.Repeat("x", 3<<20)).with(tree{"usr/lib/modules/6.1.0/initramfs.img": "i"})
+	}
+	for _, n := range []string{"1", "2"} {
+		w.deploy(s, w.commit(kernel(n), n), "os")
+	}
+	s.Close()
+	booted := s.Deployments()[0]
+	w.boot(booted)
+	s = w.open()
+	staged, err := s.Stage(ctx, stageRequest(w, s, w.commit(kernel("3"), "3")))
+	must(t, err)
+	if d := s.Deployments(); len(d) != 2 || !d[0].same(staged) || !d[1].same(booted) || !d[1].Booted {
+		t.Errorf("while staged the list is %v, want the staged and the booted deployment", d)
+	}
+	_, err = s.Stage(ctx, stageRequest(w, s, w.commit(kernel("4"), "4")))
+	must(t, err)
+	_, err = s.Finalize(ctx)
+	must(t, err)
+	must(t, s.Cleanup(ctx))
+	names, err := readNames(s.boot, "ostree")
+	must(t, err)
+	if d := s.Deployments(); len(d) != 2 || !d[1].same(booted) || len(names) != 2 {
+		t.Errorf("in the end the list is %v with the kernels %v, want the new and the booted one", d, names)
+	}
+	before := snapshot(t, w.dir)
+	_, err = s.Stage(ctx, stageRequest(w, s, w.commit(osTree(strings.Repeat("y", 9<<20)), "5")))
+	if fault.KindOf(err) != fault.NoSpace || s.Staged() != nil {
+		t.Errorf("a kernel that can never fit = %v, want no space and nothing staged", err)
+	}
+	must(t, s.Cleanup(ctx))
+	if diff := cmp.Diff(before, snapshot(t, w.dir)); diff != "" {
+		t.Errorf("the refusal changed something:\n%s", diff)
+	}
+}
+
 func TestReadOnly(t *testing.T) {
 	ctx := context.Background()
 	w := newWorld(t)

@@ -63,6 +63,12 @@ func (s *Sysroot) stage(ctx context.Context, r StageRequest) error {
 	if err != nil {
 		return err
 	}
+	if err := s.makeRoom(ctx, s.With(d, Retention{Merge: r.Merge, All: r.RetainAll})); err != nil {
+		return err
+	}
+	if before != nil && s.first(before.same) == nil {
+		before = nil
+	}
 	if err := s.placeKernel(d, kernel); err != nil {
 		return err
 	}

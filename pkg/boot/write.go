@@ -9,9 +9,7 @@ import (
 	"path"
 	"slices"
 
-	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
-	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -38,6 +36,9 @@ import (
 //     read it without replaying its journal
 //  7. COMMIT: rename boot/loader.tmp to boot/loader
 //  8. freeze and thaw boot's file system again: the commit is durable
+//
+// A booted host whose /boot cannot hold old and new kernels side by side first
+// drops the deployments that are not in the list, in a swap of its own.
 //
 // A process that dies before the commit leaves the old list and garbage that
 // the next Write or Cleanup removes; one that dies after it leaves the new one.
@@ -77,6 +78,9 @@ func (s *Sysroot) write(ctx context.Context, list []*Deployment) error {
 	}
 	switch {
 	case swap:
+		if err := s.makeRoom(ctx, fresh); err != nil {
+			return err
+		}
 		err = s.swapEntries(ctx, fresh)
 	case flip:
 		err = s.flipFarm(ctx, fresh)
@@ -296,133 +300,4 @@ func (s *Sysroot) prepareBoot(conf config, d *Deployment, i, n, version int, sho
 		return nil, err
 	}
 	return s.entryFor(conf, d, k, root, i, n, version, show)
-}
-
-// carryForeign copies what stands in the directory in use and is not ours,
-// entries of other systems and a boot manager's own files, to loader.V.
-func (s *Sysroot) carryForeign(boot *os.Root, version int) error {
-	src, err := dirfd.Open(boot, loaderDir(s.version))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := dirfd.Open(boot, loaderDir(version))
-	if err != nil {
-		return err
-	}
-	defer dst.Close()
-	return carry(src, dst, s.isOurs)
-}
-
-// carry copies the files of one directory to another but for those in its
-// entries directory that ours names.
-func carry(src, dst *dirfd.Dir, ours func(dir *dirfd.Dir, name string) bool) error {
-	names, err := src.Names()
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if n != "entries" {
-			if err := copyAny(src, dst, n); err != nil {
-				return err
-			}
-			continue
-		}
-		from, err := src.Sub(n)
-		if err != nil {
-			return err
-		}
-		defer from.Close()
-		to, err := dst.Sub(n)
-		if err != nil {
-			return err
-		}
-		defer to.Close()
-		entries, err := from.Names()
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			if !ours(from, e) {
-				if err := copyAny(from, to, e); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
-}
-
-// isOurs reports whether a file in the entries directory is a deployment's
-// entry: it has libostree's kind of name and an ostree= argument.
-func (s *Sysroot) isOurs(dir *dirfd.Dir, name string) bool {
-	if !isEntryName(name) {
-		return false
-	}
-	text, err := dir.ReadSmall(name, maxEntry)
-	if err != nil {
-		return false
-	}
-	options, _ := bls.Parse(string(text)).Get("options")
-	return len(karg.Parse(options).Values("ostree")) > 0
-}
-
-// fillFarm makes ostree/boot.V.S with a link for each deployment.
-func (s *Sysroot) fillFarm(version, sub int, list []*Deployment) error {
-	farm := fmt.Sprintf("ostree/boot.%d.%d", version, sub)
-	if err := s.root.RemoveAll(farm); err != nil {
-		return err
-	}
-	if err := s.root.Mkdir(farm, 0o755); err != nil {
-		return err
-	}
-	for _, d := range list {
-		dir := path.Join(farm, d.Stateroot, d.Bootcsum)
-		if err := s.root.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-		target := path.Join("../../../deploy", d.Stateroot, "deploy", d.Name())
-		if err := s.root.Symlink(target, path.Join(dir, fmt.Sprint(d.BootSerial))); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// pointFarm makes ostree/boot.V lead to boot.V.S, in one step.
-func (s *Sysroot) pointFarm(version, sub int) error {
-	name := fmt.Sprintf("ostree/boot.%d", version)
-	tmp := name + ".tmp"
-	if err := replaceLink(s.root, fmt.Sprintf("boot.%d.%d", version, sub), tmp); err != nil {
-		return err
-	}
-	return s.root.Rename(tmp, name)
-}
-
-// replaceLink makes a symlink; what has the name goes away first.
-func replaceLink(root *os.Root, target, name string) error {
-	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return root.Symlink(target, name)
-}
-
-func refName(version, sub, i int) string { return fmt.Sprintf("ostree/%d/%d/%d", version, sub, i) }
-
-// writeRefs adds the refs that keep the commits of a list.
-func (s *Sysroot) writeRefs(ctx context.Context, version, sub int, list []*Deployment) error {
-	if s.opts.Repo == nil || len(list) == 0 {
-		return nil
-	}
-	refs := make(map[string]string, len(list))
-	for i, d := range list {
-		refs[refName(version, sub, i)] = d.Checksum
-	}
-	if err := s.opts.Repo.SetRefs(ctx, refs); err != nil {
-		return fmt.Errorf("write the refs of the deployments: %w", err)
-	}
-	return nil
 }

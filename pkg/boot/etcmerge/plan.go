@@ -1,0 +1,319 @@
+package etcmerge
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/internal/dirfd"
+)
+
+type planner struct {
+	ctx     context.Context
+	changes []Change
+}
+
+// entry is one name on the three sides; what a side does not have is nil.
+type entry struct {
+	path, name         string
+	base, local, image *unix.Stat_t
+	b, l, i            *dirfd.Dir // the directories that hold it
+}
+
+// dir merges one directory. A side that is nil has no such directory. changed
+// says whether anything in it was changed locally.
+func (p *planner) dir(prefix string, b, l, i *dirfd.Dir) (nodes []*node, changed bool, err error) {
+	names, err := union(b, l, i)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, name := range names {
+		if err := p.ctx.Err(); err != nil {
+			return nil, false, err
+		}
+		e := entry{path: prefix + name, name: name, b: b, l: l, i: i}
+		if e.base, err = lstat(b, name); err != nil {
+			return nil, false, err
+		}
+		if e.local, err = lstat(l, name); err != nil {
+			return nil, false, err
+		}
+		if e.image, err = lstat(i, name); err != nil {
+			return nil, false, err
+		}
+		before := len(p.changes)
+		n, err := p.entry(e)
+		if err != nil {
+			return nil, false, err
+		}
+		if n != nil {
+			nodes = append(nodes, n)
+		}
+		changed = changed || len(p.changes) > before
+	}
+	return nodes, changed, nil
+}
+
+func (p *planner) note(path string, k Kind, s ImageSide) {
+	p.changes = append(p.changes, Change{Path: path, Kind: k, Image: s})
+}
+
+// entry decides one name; nil means that the new /etc does not have it.
+func (p *planner) entry(e entry) (*node, error) {
+	switch {
+	case e.local != nil && !isPlain(e.local):
+		p.note(e.path, Ignored, ImageSame)
+		return p.take(e, false)
+	case e.l == nil, e.base == nil && e.local == nil:
+		return p.take(e, false)
+	case e.local == nil:
+		side, err := e.imageSide()
+		if err != nil {
+			return nil, err
+		}
+		p.note(e.path, Removed, side)
+		return nil, nil
+	case isDir(e.local) && (e.base == nil || isDir(e.base) || isDir(e.image)):
+		return p.subdir(e)
+	case e.base == nil:
+		return p.added(e)
+	}
+	return p.modified(e)
+}
+
+// added decides a local file that the old image did not have.
+func (p *planner) added(e entry) (*node, error) {
+	if e.image == nil {
+		p.note(e.path, Added, ImageSame)
+		return p.take(e, true)
+	}
+	if isDir(e.image) {
+		p.note(e.path, Added, ImageType)
+		return p.take(e, true)
+	}
+	same, err := sameEntry(e.l, e.i, e.name, e.local, e.image)
+	if err != nil {
+		return nil, err
+	}
+	if same {
+		return p.take(e, false)
+	}
+	p.note(e.path, Added, ImageChanged)
+	return p.take(e, true)
+}
+
+// modified decides what both the old image and the machine have, unless both
+// are directories.
+func (p *planner) modified(e entry) (*node, error) {
+	same, err := sameEntry(e.b, e.l, e.name, e.base, e.local)
+	if err != nil {
+		return nil, err
+	}
+	if same {
+		return p.take(e, false)
+	}
+	side, err := e.imageSide()
+	if err != nil {
+		return nil, err
+	}
+	if isDir(e.image) && !isDir(e.base) {
+		side = ImageType
+	}
+	p.note(e.path, Modified, side)
+	return p.take(e, true)
+}
+
+// subdir merges a directory that is one locally and was one, or nothing, in
+// the old image, or is one again in the new image.
+func (p *planner) subdir(e entry) (*node, error) {
+	if e.image != nil && !isDir(e.image) {
+		return p.dirAgainstFile(e)
+	}
+	b, l, i, done, err := e.open()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+
+	n := &node{name: e.name, st: e.image}
+	at := len(p.changes)
+	attrs := false
+	switch {
+	case !isDir(e.base):
+		n.st, n.local, attrs = e.local, true, e.image == nil
+	case !sameMeta(e.base, e.local):
+		n.st, n.local, attrs = e.local, true, true
+	default:
+		if attrs, err = xattrsDiffer(e.b, e.l, e.name); err != nil {
+			return nil, err
+		}
+		if attrs {
+			n.st, n.local = e.local, true
+		}
+	}
+	if attrs {
+		kind, side := Modified, ImageSame
+		if !isDir(e.base) {
+			kind = Added
+		} else if e.image == nil {
+			side = ImageRemoved
+		}
+		p.note(e.path, kind, side)
+	}
+	changed := false
+	if n.children, changed, err = p.dir(e.path+"/", b, l, i); err != nil {
+		return nil, err
+	}
+	if e.image == nil {
+		// The image dropped it: it stays only for the sake of local changes.
+		if e.base != nil && !changed {
+			p.changes = p.changes[:at]
+			return nil, nil
+		}
+		n.st, n.local = e.local, true
+	}
+	return n, nil
+}
+
+// dirAgainstFile decides a local directory where the new image has a file.
+func (p *planner) dirAgainstFile(e entry) (*node, error) {
+	if e.base == nil {
+		p.note(e.path, Added, ImageChanged)
+		return p.take(e, true)
+	}
+	b, l, _, done, err := e.open()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	at := len(p.changes)
+	_, changed, err := p.dir(e.path+"/", b, l, nil)
+	if err != nil {
+		return nil, err
+	}
+	p.changes = p.changes[:at]
+	if !changed {
+		return p.take(e, false)
+	}
+	p.note(e.path, Modified, ImageType)
+	return p.take(e, true)
+}
+
+// take returns the entry with everything below it as one side has it.
+func (p *planner) take(e entry, local bool) (*node, error) {
+	st, dir := e.image, e.i
+	if local {
+		st, dir = e.local, e.l
+	}
+	if st == nil || !isPlain(st) {
+		return nil, nil
+	}
+	n := &node{name: e.name, st: st, local: local}
+	if !n.isDir() {
+		return n, nil
+	}
+	sub, err := dir.Sub(e.name)
+	if err != nil {
+		return nil, err
+	}
+	defer sub.Close()
+	names, err := sub.Names()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		child := entry{path: e.path + "/" + name, name: name}
+		st, err := sub.Lstat(name)
+		if err != nil {
+			return nil, err
+		}
+		if local {
+			child.l, child.local = sub, st
+			if !isPlain(st) {
+				p.note(child.path, Ignored, ImageSame)
+			}
+		} else {
+			child.i, child.image = sub, st
+		}
+		c, err := p.take(child, local)
+		if err != nil {
+			return nil, err
+		}
+		if c != nil {
+			n.children = append(n.children, c)
+		}
+	}
+	return n, nil
+}
+
+// imageSide says what the new image did to an entry of the old one.
+func (e *entry) imageSide() (ImageSide, error) {
+	if e.image == nil {
+		return ImageRemoved, nil
+	}
+	if isDir(e.base) && isDir(e.image) {
+		return ImageSame, nil
+	}
+	same, err := sameEntry(e.b, e.i, e.name, e.base, e.image)
+	if err != nil || same {
+		return ImageSame, err
+	}
+	return ImageChanged, nil
+}
+
+// open opens the entry as a directory on the sides that have it as one.
+func (e *entry) open() (b, l, i *dirfd.Dir, done func(), err error) {
+	var opened []*dirfd.Dir
+	done = func() {
+		for _, d := range opened {
+			_ = d.Close()
+		}
+	}
+	sub := func(parent *dirfd.Dir, st *unix.Stat_t) *dirfd.Dir {
+		if err != nil || !isDir(st) {
+			return nil
+		}
+		var d *dirfd.Dir
+		if d, err = parent.Sub(e.name); err != nil {
+			return nil
+		}
+		opened = append(opened, d)
+		return d
+	}
+	b, l, i = sub(e.b, e.base), sub(e.l, e.local), sub(e.i, e.image)
+	if err != nil {
+		done()
+		return nil, nil, nil, nil, err
+	}
+	return b, l, i, done, nil
+}
+
+func union(dirs ...*dirfd.Dir) ([]string, error) {
+	var all []string
+	for _, d := range dirs {
+		if d == nil {
+			continue
+		}
+		names, err := d.Names()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, names...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+func lstat(d *dirfd.Dir, name string) (*unix.Stat_t, error) {
+	if d == nil {
+		return nil, nil
+	}
+	st, err := d.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return st, err
+}
