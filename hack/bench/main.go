@@ -23,7 +23,6 @@ type bench struct {
 	kedge, layout, work, chunked string
 	runs                         int
 	only                         string
-	keep                         bool
 	registry                     *registry
 	rows                         []row
 }
