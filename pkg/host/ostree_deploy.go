@@ -32,13 +32,17 @@ type deployRequest struct {
 // Deploy makes a root what the next boot takes and returns the deployment. On
 // the booted host it is staged (commit point: the staged marker), else the
 // boot entries are written (commit point: boot.Write's).
-func (s *ostreeStore) Deploy(ctx context.Context, r deployRequest) (*deployment, error) {
+func (s *ostreeStore) Deploy(ctx context.Context, r deployRequest) (d *deployment, err error) {
 	if err := s.begin(); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			s.abandon(ctx, err)
+		}
+	}()
 	req := boot.DeployRequest{Stateroot: r.stateroot, Commit: r.root, Merge: s.sysroot.MergeFor(r.stateroot)}
 	var base *boot.Deployment
-	var err error
 	if r.base != nil {
 		if base, err = s.native(r.base); err != nil {
 			return nil, err

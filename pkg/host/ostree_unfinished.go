@@ -86,14 +86,15 @@ func (s *ostreeStore) finish() {
 	s.begun, s.interrupted, s.swept = false, false, false
 }
 
-// abandon gives back what a failed import has staged, unless running the
-// command again may well succeed with it.
+// abandon removes what a change that failed has brought, image and layers too,
+// unless running the command again may well succeed with them.
 func (s *ostreeStore) abandon(ctx context.Context, failure error) {
 	switch fault.KindOf(failure) {
 	case fault.Interrupted, fault.Unavailable, fault.Busy:
 		return
 	}
-	if err := s.dropStaged(context.WithoutCancel(ctx)); err != nil {
+	ctx = context.WithoutCancel(ctx)
+	if _, err := s.sweep(ctx, sweepOptions{prune: true, staged: true}); err != nil {
 		s.cfg.Log.Warn("left-overs were not removed; kedge cleanup does it", "error", err)
 	}
 }
