@@ -317,8 +317,7 @@ func (im *Import) failed(err error) {
 // Commit makes the layer's contents and index visible to this import and, if
 // this process dies, to the next one of the same boot.
 func (l *LayerImport) Commit(index []byte) error {
-	var all records
-	all.add(l.records...)
+	all := records{list: l.records}
 	all.sort()
 	saved := &savedLayer{index: index, records: all.list}
 	l.records = nil

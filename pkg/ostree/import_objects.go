@@ -182,17 +182,18 @@ func (im *Import) materialise(ctx context.Context, txn *Txn, s *objectSet) error
 	slices.SortFunc(order, func(a, b int32) int {
 		return bytes.Compare(s.list[a].key.content[:], s.list[b].key.content[:])
 	})
-	var groups [][]int32
-	for i := 0; i < len(order); {
-		j := i + 1
-		for j < len(order) && s.list[order[i]].key.content == s.list[order[j]].key.content {
-			j++
+	var starts []int32 // in order, of each content
+	for i := range order {
+		if i == 0 || s.list[order[i-1]].key.content != s.list[order[i]].key.content {
+			starts = append(starts, int32(i))
 		}
-		groups = append(groups, order[i:j])
-		i = j
 	}
-	return parallel(ctx, len(groups), func(k int) error {
-		for _, i := range groups[k] {
+	return parallel(ctx, len(starts), func(k int) error {
+		end := len(order)
+		if k+1 < len(starts) {
+			end = int(starts[k+1])
+		}
+		for _, i := range order[starts[k]:end] {
 			it := &s.list[i]
 			if err := im.writeItem(txn, it, s.headers[it.key.header].meta); err != nil {
 				return err

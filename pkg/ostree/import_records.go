@@ -46,7 +46,7 @@ type records struct {
 }
 
 func (s *records) add(r ...record) {
-	s.list = append(s.list, r...)
+	s.list = append(slices.Grow(s.list, len(r)), r...)
 	s.sorted = false
 }
 

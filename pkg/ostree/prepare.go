@@ -3,6 +3,7 @@ package ostree
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -312,6 +313,7 @@ func (p *Prepared) finish() error {
 // finisher labels inodes; those of the same xattrs and label share one set.
 type finisher struct {
 	tree   *fstree.Tree
+	known  *fstree.Tree // may be nil: finished before, its inodes are taken where they are the same
 	labels Labeler
 	cache  map[labelKey]*fstree.Xattrs
 }
@@ -338,7 +340,9 @@ func (f *finisher) dir(n *fstree.Inode, path string) error {
 			}
 			continue
 		}
-		n.Set(e.Name, child.WithMeta(func(c *fstree.Inode) { f.meta(c, prefix+e.Name) }))
+		if done := f.file(child, prefix+e.Name); done != child {
+			n.Set(e.Name, done)
+		}
 	}
 	return nil
 }
@@ -365,21 +369,41 @@ func storable(path, name string, n *fstree.Inode) error {
 		"%s is a %s, which an ostree repository cannot store", path, what)
 }
 
+// file returns what n becomes at path: n itself where nothing changes, or the
+// same file of the tree that is known to have it.
+func (f *finisher) file(n *fstree.Inode, path string) *fstree.Inode {
+	mode, xattrs := f.final(n, path)
+	if mode == n.Mode && xattrs == n.Xattrs {
+		return n
+	}
+	if f.known != nil {
+		k := f.known.Lookup(path)
+		if k != nil && k.Mode == mode && k.UID == n.UID && k.GID == n.GID && k.Size == n.Size && k.Content == n.Content &&
+			k.Target == n.Target && slices.Equal(k.Xattrs.All(), xattrs.All()) {
+			return k
+		}
+	}
+	return n.WithMeta(func(c *fstree.Inode) { c.Mode, c.Xattrs = mode, xattrs })
+}
+
 // meta changes n, which belongs to f.tree alone.
-func (f *finisher) meta(n *fstree.Inode, path string) {
+func (f *finisher) meta(n *fstree.Inode, path string) { n.Mode, n.Xattrs = f.final(n, path) }
+
+func (f *finisher) final(n *fstree.Inode, path string) (mode uint32, xattrs *fstree.Xattrs) {
+	mode = n.Mode
 	if n.IsSymlink() {
-		n.Mode = unix.S_IFLNK | 0o777
+		mode = unix.S_IFLNK | 0o777
 	}
 	label := ""
 	if f.labels != nil {
 		if path == "/proc" { // libostree's own exception
 			path = "/mnt"
 		}
-		if l, ok := f.labels.Label(path, n.Mode); ok {
+		if l, ok := f.labels.Label(path, mode); ok {
 			label = l
 		}
 	}
-	n.Xattrs = f.xattrs(n.Xattrs, label)
+	return mode, f.xattrs(n.Xattrs, label)
 }
 
 // labelsFailed returns what made a policy stop answering.
@@ -407,7 +431,10 @@ func (f *finisher) xattrs(x *fstree.Xattrs, label string) *fstree.Xattrs {
 	if label != "" {
 		list = append(list, fstree.Xattr{Name: xattrSELinux, Value: label + "\x00"})
 	}
-	out := f.tree.Intern(list)
+	out := x
+	if !slices.Equal(list, x.All()) {
+		out = f.tree.Intern(list)
+	}
 	if f.cache == nil {
 		f.cache = map[labelKey]*fstree.Xattrs{}
 	}

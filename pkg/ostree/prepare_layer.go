@@ -34,7 +34,7 @@ func (p *Prepared) layerTree(l *fstree.Layer, below func(path string) *fstree.In
 			return nil, err
 		}
 	}
-	f := finisher{tree: b.tree, labels: p.layerLabels()}
+	f := finisher{tree: b.tree, known: p.Tree, labels: p.layerLabels()}
 	f.meta(b.tree.Root, "/")
 	if err := f.dir(b.tree.Root, "/"); err != nil {
 		return nil, err
@@ -112,7 +112,10 @@ func (b *layerBuilder) entry(e *fstree.Entry, below func(string) *fstree.Inode) 
 		setDirMeta(old, n)
 		return nil
 	}
-	parent.Set(name, n.WithMeta(nil))
+	if n.IsDir() {
+		n = n.WithMeta(nil)
+	}
+	parent.Set(name, n)
 	return nil
 }
 
