@@ -313,7 +313,7 @@ func TestImmutableRoot(t *testing.T) {
 	defer dir.Close()
 	flags, err := unix.IoctlGetInt(int(dir.Fd()), unix.FS_IOC_GETFLAGS)
 	if err != nil {
-		t.Skipf("the file system has no immutable attribute: %v", err)
+		lab.Skip(t, "the file system has no immutable attribute: %v", err)
 	}
 	if flags&0x10 == 0 {
 		t.Error("the deployment's root is not immutable")
