@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/kedge-os/kedge/e2e/offline"
 	"github.com/kedge-os/kedge/e2e/smallimage"
 	"github.com/kedge-os/kedge/internal/lab"
+	"github.com/kedge-os/kedge/pkg/fault"
 )
 
 // sample is how many kill points a run takes unless KEDGE_NIGHTLY is set, which
@@ -72,8 +74,54 @@ func need(t *testing.T) {
 	lab.NeedRoot(t)
 }
 
-// run counts the changes of an undisturbed run, then kills one run at each.
+// TestSwitchOnAFullDisk lets the disk run full at each change of a switch.
+func TestSwitchOnAFullDisk(t *testing.T) {
+	need(t)
+	if runtime.GOARCH != "amd64" {
+		lab.Skip(t, "calls are made to fail on amd64 alone")
+	}
+	kedge, image := offline.BuildKedge(t), images(t)
+	s := scenario{kedge: kedge, before: offline.Install(t, kedge, image(1)), argv: []string{"--sysroot", "SYSROOT", "switch", image(2)}}
+	calls := s.prepare(t)
+	before := s.leftBy(t, s.before)
+	for _, k := range killPoints(calls) {
+		t.Run(fmt.Sprintf("%04d-%s", k, calls[k-1].Name), func(t *testing.T) {
+			t.Parallel()
+			sysroot := offline.Copy(t, s.before)
+			run, err := TraceFull(sysroot, k, s.command(sysroot)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.checkBootable(t, sysroot)
+			if run.Exit == 0 {
+				return // behind the commit point
+			}
+			if run.Exit != fault.NoSpace.ExitCode() || !strings.Contains(run.Output, "hint: ") {
+				t.Errorf("full from %s on: exit status %d, want %d\n%s", calls[k-1], run.Exit, fault.NoSpace.ExitCode(), run.Output)
+			}
+			if d := offline.Differences(s.leftBy(t, sysroot), before); d != "" {
+				t.Errorf("full from %s on, the sysroot is not as it was:%s", calls[k-1], d)
+			}
+		})
+	}
+}
+
+// run kills one run at each change.
 func (s *scenario) run(t *testing.T) {
+	calls := s.prepare(t)
+	points := killPoints(calls)
+	t.Logf("%d changes, killed at %d of them", len(calls), len(points))
+	for _, k := range points {
+		t.Run(fmt.Sprintf("%04d-%s", k, calls[k-1].Name), func(t *testing.T) {
+			t.Parallel()
+			s.kill(t, k)
+		})
+	}
+}
+
+// prepare makes an undisturbed run and returns its changes.
+func (s *scenario) prepare(t *testing.T) []Call {
+	t.Helper()
 	s.after = offline.Copy(t, s.before)
 	whole, err := Trace(s.after, 0, s.command(s.after)...)
 	if err != nil || whole.Exit != 0 {
@@ -91,14 +139,7 @@ func (s *scenario) run(t *testing.T) {
 	if d := offline.Differences(s.leftBy(t, again), s.leftBy(t, s.after)); d != "" {
 		t.Fatalf("two undisturbed runs differ:%s", d)
 	}
-	points := killPoints(whole.Calls)
-	t.Logf("%d changes, killed at %d of them", len(whole.Calls), len(points))
-	for _, k := range points {
-		t.Run(fmt.Sprintf("%04d-%s", k, whole.Calls[k-1].Name), func(t *testing.T) {
-			t.Parallel()
-			s.kill(t, k)
-		})
-	}
+	return whole.Calls
 }
 
 // deployments are those of the sysroot; a directory without a repository has
@@ -200,12 +241,14 @@ func (s *scenario) checkBootable(t *testing.T, sysroot string) {
 }
 
 // leftBy lists a sysroot without what differs from run to run by design, the
-// times in the history, and without the lock's file, which libostree leaves too.
+// times in the history, and without what libostree leaves too: the lock's file
+// and the directories that objects and refs lie in.
 func (s *scenario) leftBy(t *testing.T, sysroot string) offline.Listing {
 	t.Helper()
 	l := offline.List(t, sysroot)
-	maps.DeleteFunc(l, func(path, _ string) bool {
-		return strings.HasPrefix(path, "/ostree/kedge/history") || path == "/ostree/lock"
+	maps.DeleteFunc(l, func(path, what string) bool {
+		return strings.HasPrefix(path, "/ostree/kedge/history") || path == "/ostree/lock" ||
+			strings.HasPrefix(what, "40") && (strings.HasPrefix(path, "/ostree/repo/objects/") || strings.HasPrefix(path, "/ostree/repo/refs/"))
 	})
 	return l
 }

@@ -76,6 +76,16 @@ var modern = map[uintptr]syscallInfo{
 	unix.SYS_COPY_FILE_RANGE: {"copy_file_range", byThirdDescriptor},
 }
 
+// needsSpace are the calls that take space where they succeed.
+var needsSpace = map[string]bool{
+	"write": true, "pwrite64": true, "writev": true, "pwritev": true, "pwritev2": true, "sendfile": true, "copy_file_range": true, "fallocate": true,
+	"openat": true, "openat2": true, "creat": true, "mkdirat": true, "mkdir": true, "mknodat": true, "mknod": true,
+	"linkat": true, "link": true, "symlinkat": true, "symlink": true, "renameat": true, "renameat2": true, "rename": true,
+	"setxattr": true, "lsetxattr": true, "fsetxattr": true,
+}
+
+var givesSpace = map[string]bool{"unlinkat": true, "unlink": true, "rmdir": true}
+
 // init turns the test program into the tracee: it asks for a stop at every
 // call of the table, which survives execve, and becomes the program to trace.
 func init() {

@@ -1,6 +1,10 @@
 package crash
 
-import "golang.org/x/sys/unix"
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
 
 // older are the calls that newer architectures do without.
 var older = map[uintptr]syscallInfo{
@@ -16,4 +20,15 @@ var older = map[uintptr]syscallInfo{
 	unix.SYS_CHOWN:   {"chown", byPath},
 	unix.SYS_LCHOWN:  {"lchown", byPath},
 	unix.SYS_UTIMES:  {"utimes", byPath},
+}
+
+// skip makes the system call that tid is about to make fail with errno.
+func skip(tid int, errno syscall.Errno) error {
+	var r unix.PtraceRegs
+	if err := unix.PtraceGetRegs(tid, &r); err != nil {
+		return err
+	}
+	r.Orig_rax = ^uint64(0)
+	r.Rax = uint64(-int64(errno))
+	return unix.PtraceSetRegs(tid, &r)
 }

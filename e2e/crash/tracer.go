@@ -35,6 +35,7 @@ func (c Call) String() string { return c.Name + " " + c.Path }
 type Run struct {
 	Calls  []Call // in the order in which they began; the last one was not done if Killed
 	Killed bool
+	Failed int    // calls that were made to fail
 	Exit   int    // exit status, -1 if killed
 	Output string // standard output and standard error
 }
@@ -52,6 +53,17 @@ const (
 // Trace runs argv and kills it when it begins its killAt-th change to a file
 // beneath root; with 0 it only counts.
 func Trace(root string, killAt int, argv ...string) (Run, error) {
+	return start(tracer{root: root, killAt: killAt}, argv)
+}
+
+// TraceFull runs argv on a disk that is full from its fullAt-th change on: what
+// needs space fails with ENOSPC until something has failed and something was
+// removed.
+func TraceFull(root string, fullAt int, argv ...string) (Run, error) {
+	return start(tracer{root: root, fullAt: fullAt}, argv)
+}
+
+func start(t tracer, argv []string) (Run, error) {
 	program, err := filepath.EvalSymlinks(argv[0])
 	if err != nil {
 		return Run{}, err
@@ -72,7 +84,7 @@ func Trace(root string, killAt int, argv ...string) (Run, error) {
 		// A tracee belongs to the thread that started it. The thread ends
 		// with the goroutine, which nobody unlocks.
 		runtime.LockOSThread()
-		t := tracer{root: root, killAt: killAt, processes: map[int]bool{}, seen: map[int]bool{}}
+		t.processes, t.seen = map[int]bool{}, map[int]bool{}
 		err := t.trace(append([]string{program}, argv[1:]...), out)
 		done <- result{t.run, err}
 	}()
@@ -88,9 +100,11 @@ func Trace(root string, killAt int, argv ...string) (Run, error) {
 type tracer struct {
 	root      string
 	killAt    int
+	fullAt    int
 	run       Run
 	processes map[int]bool
 	seen      map[int]bool // threads whose first stop has passed
+	err       error
 }
 
 func (t *tracer) trace(argv []string, out *os.File) error {
@@ -125,7 +139,7 @@ func (t *tracer) trace(argv []string, out *os.File) error {
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.ECHILD):
-			return nil
+			return t.err
 		case err != nil:
 			return err
 		case ws.Exited() || ws.Signaled():
@@ -157,6 +171,15 @@ func (t *tracer) stopped(tid int, ws unix.WaitStatus) {
 					_ = unix.Kill(p, unix.SIGKILL)
 				}
 				return
+			}
+			if t.run.Failed > 0 && givesSpace[call.Name] {
+				t.fullAt = 0
+			}
+			if t.fullAt > 0 && len(t.run.Calls) >= t.fullAt && needsSpace[call.Name] {
+				t.run.Failed++
+				if err := skip(tid, unix.ENOSPC); err != nil {
+					t.err = err
+				}
 			}
 		}
 	case ws.StopSignal() == unix.SIGTRAP && (ws.TrapCause() == unix.PTRACE_EVENT_FORK || ws.TrapCause() == unix.PTRACE_EVENT_VFORK):
