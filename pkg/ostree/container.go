@@ -115,10 +115,10 @@ func (im *Import) writeContainer(ctx context.Context, c *Container) (merge objec
 		return merge, err
 	}
 	set := newObjectSet()
-	set.wantTree(c.Prepared.Tree)
+	set.wantTree(c.Prepared.Tree, nil)
 	for _, t := range trees {
 		if t != nil {
-			set.wantTree(t.tree)
+			set.wantTree(t.tree, c.Prepared.Tree)
 		}
 	}
 	for i := range c.Layers {
@@ -424,8 +424,12 @@ func (im *Import) indexes(set *objectSet, layers []ContainerLayer, trees []*laye
 		if have == nil || (trees[i] != nil && trees[i].partial) {
 			continue
 		}
-		saved := &savedLayer{commit: commits[i], blob: l.Digest, index: have.index, records: set.recordsOf(l, trees[i])}
+		saved := &savedLayer{commit: commits[i], blob: l.Digest, records: set.recordsOf(l, trees[i])}
 		if have.stored && saved.equal(have) {
+			continue
+		}
+		var ok bool
+		if saved.index, ok = im.savedIndex(l.DiffID); !ok {
 			continue
 		}
 		if err := u.add(l.DiffID, saved); err != nil {

@@ -118,21 +118,46 @@ func (im *Import) LayerIndex(diffID string) ([]byte, error) {
 		return nil, err
 	}
 	im.mu.Lock()
-	l, ok := im.layers[diffID]
+	known := im.layers[diffID] != nil
 	im.mu.Unlock()
-	if ok {
-		return l.index, nil
+	if known {
+		if index, ok := im.savedIndex(diffID); ok {
+			return index, nil
+		}
 	}
 	for _, find := range []func(diffID, name string) (*savedLayer, bool){im.stagedLayer, im.storedLayer, im.foreignLayer} {
 		if l, ok := find(diffID, name); ok {
-			im.mu.Lock()
-			im.layers[diffID] = l
-			im.known.add(l.records...)
-			im.mu.Unlock()
+			im.keep(diffID, l)
 			return l.index, nil
 		}
 	}
 	return nil, fmt.Errorf("layer %s: %w", diffID, fs.ErrNotExist)
+}
+
+// keep remembers a layer of this import. Its index, as large as the layer's
+// tree, is read again from where it is when it is needed.
+func (im *Import) keep(diffID string, l *savedLayer) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	small := *l
+	small.index = nil
+	im.layers[diffID] = &small
+	im.known.add(l.records...)
+}
+
+// savedIndex reads the index of a layer of this import.
+func (im *Import) savedIndex(diffID string) ([]byte, bool) {
+	name, err := layerFileName(diffID)
+	if err != nil {
+		return nil, false
+	}
+	if l, ok := im.stage.layer(name); ok {
+		return l.index, true
+	}
+	if l, ok := im.stateLayer(name); ok {
+		return l.index, true
+	}
+	return nil, false
 }
 
 // stagedLayer finds a layer that this boot staged.
@@ -148,6 +173,19 @@ func (im *Import) stagedLayer(_, name string) (*savedLayer, bool) {
 // there as long as its ref still names the same commit; else each is looked
 // for, since ostree-ext relabels layers and moves their refs.
 func (im *Import) storedLayer(_, name string) (*savedLayer, bool) {
+	l, ok := im.stateLayer(name)
+	if !ok {
+		return nil, false
+	}
+	l.stored = true
+	if commit, err := im.repo.ResolveRev(LayerRef(l.blob)); err == nil && commit == l.commit && im.hasObject(commit, object.TypeCommit) {
+		return l, true
+	}
+	return l, im.contentsExist(l, func(fstree.Digest) bool { return false })
+}
+
+// stateLayer reads a layer's file from kedge's state directory.
+func (im *Import) stateLayer(name string) (*savedLayer, bool) {
 	if im.opts.State == nil {
 		return nil, false
 	}
@@ -156,14 +194,7 @@ func (im *Import) storedLayer(_, name string) (*savedLayer, bool) {
 		return nil, false
 	}
 	l, err := decodeLayerFile(data)
-	if err != nil {
-		return nil, false
-	}
-	l.stored = true
-	if commit, err := im.repo.ResolveRev(LayerRef(l.blob)); err == nil && commit == l.commit && im.hasObject(commit, object.TypeCommit) {
-		return l, true
-	}
-	return l, im.contentsExist(l, func(fstree.Digest) bool { return false })
+	return l, err == nil
 }
 
 // contentsExist reports whether each content of a layer is staged or in an
@@ -325,10 +356,7 @@ func (l *LayerImport) Commit(index []byte) error {
 		l.im.failed(err)
 		return err
 	}
-	l.im.mu.Lock()
-	defer l.im.mu.Unlock()
-	l.im.layers[l.diffID] = saved
-	l.im.known.add(saved.records...)
+	l.im.keep(l.diffID, saved)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package ostree
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -18,14 +19,14 @@ import (
 	"github.com/kedge-os/kedge/pkg/ostree/object"
 )
 
-// objectSet collects the file objects that an import needs, each once, finds
-// their checksums, and writes those that the repository lacks.
+// objectSet collects the file objects that an import needs, finds their
+// checksums, and writes those that the repository lacks. It is filled (want),
+// sealed, and from then on read, by several goroutines too.
 type objectSet struct {
 	headers  []fileHeader
 	headerOf map[headerKey]int32
 	byHash   map[headerHash]int32
-	items    map[itemKey]int32
-	list     []item
+	list     []item // after seal: sorted, each once
 }
 
 // fileHeader is what precedes a content in the hash of its object; a system has
@@ -41,19 +42,22 @@ type headerKey struct {
 	xattrs         *fstree.Xattrs
 }
 
-type itemKey struct {
+type item struct {
 	content fstree.Digest
+	object  object.Checksum
+	size    int64
 	header  int32
 }
 
-type item struct {
-	key    itemKey
-	object object.Checksum
-	size   int64
+func (it item) compare(o item) int {
+	if c := bytes.Compare(it.content[:], o.content[:]); c != 0 {
+		return c
+	}
+	return cmp.Compare(it.header, o.header)
 }
 
 func newObjectSet() *objectSet {
-	return &objectSet{headerOf: map[headerKey]int32{}, byHash: map[headerHash]int32{}, items: map[itemKey]int32{}}
+	return &objectSet{headerOf: map[headerKey]int32{}, byHash: map[headerHash]int32{}}
 }
 
 // header returns the number of the header of a regular file.
@@ -83,31 +87,32 @@ func contentOf(n *fstree.Inode) fstree.Digest {
 
 // want adds a regular file.
 func (s *objectSet) want(n *fstree.Inode) {
-	key := itemKey{contentOf(n), s.header(n)}
-	if _, ok := s.items[key]; ok {
-		return
-	}
-	s.items[key] = int32(len(s.list))
-	s.list = append(s.list, item{key: key, size: n.Size})
+	s.list = append(s.list, item{content: contentOf(n), header: s.header(n), size: n.Size})
 }
 
-// wantTree adds the regular files of a tree.
-func (s *objectSet) wantTree(t *fstree.Tree) {
-	_ = t.Walk(func(_ string, n *fstree.Inode) error {
-		if n.IsRegular() {
+// wantTree adds the regular files of a tree but those that tree wanted, which
+// may be nil, has at the same path.
+func (s *objectSet) wantTree(t, wanted *fstree.Tree) {
+	_ = t.Walk(func(path string, n *fstree.Inode) error {
+		if n.IsRegular() && (wanted == nil || wanted.Lookup(path) != n) {
 			s.want(n)
 		}
 		return nil
 	})
 }
 
+func (s *objectSet) seal() {
+	slices.SortFunc(s.list, item.compare)
+	s.list = slices.CompactFunc(s.list, func(a, b item) bool { return a.compare(b) == 0 })
+}
+
 // checksum returns a symlink's object, or that of a regular file that was
-// wanted. Several goroutines may ask.
+// wanted.
 func (s *objectSet) checksum(n *fstree.Inode) object.Checksum {
 	if n.IsSymlink() {
 		return sha256.Sum256(object.FileHeader(n.UID, n.GID, n.Mode, n.Target, n.Xattrs))
 	}
-	i, ok := s.items[itemKey{contentOf(n), s.header(n)}]
+	i, ok := slices.BinarySearchFunc(s.list, item{content: contentOf(n), header: s.header(n)}, item.compare)
 	if !ok {
 		panic("ostree: checksum of a file that nobody wanted")
 	}
@@ -117,16 +122,17 @@ func (s *objectSet) checksum(n *fstree.Inode) object.Checksum {
 // resolve finds the checksum of every item: from what was hashed when its
 // content came, or by reading the content again, on every processor.
 func (im *Import) resolve(ctx context.Context, s *objectSet) error {
+	s.seal()
 	var again []int32
 	im.mu.Lock()
 	for i := range s.list {
 		it := &s.list[i]
-		h := &s.headers[it.key.header]
-		if it.key.content == fstree.EmptyDigest {
+		h := &s.headers[it.header]
+		if it.content == fstree.EmptyDigest {
 			it.object = sha256.Sum256(h.bytes)
 			continue
 		}
-		for _, r := range im.known.of(it.key.content) {
+		for _, r := range im.known.of(it.content) {
 			if r.header == h.hash {
 				it.object = r.object
 			}
@@ -141,8 +147,8 @@ func (im *Import) resolve(ctx context.Context, s *objectSet) error {
 	err := parallel(ctx, len(again), func(k int) error {
 		it := &s.list[again[k]]
 		sum := sha256.New()
-		sum.Write(s.headers[it.key.header].bytes)
-		if err := im.readContent(it.key.content, sum); err != nil {
+		sum.Write(s.headers[it.header].bytes)
+		if err := im.readContent(it.content, sum); err != nil {
 			return err
 		}
 		sum.Sum(it.object[:0])
@@ -155,7 +161,7 @@ func (im *Import) resolve(ctx context.Context, s *objectSet) error {
 	defer im.mu.Unlock()
 	for _, i := range again {
 		it := &s.list[i]
-		im.known.add(record{it.key.content, s.headers[it.key.header].hash, it.object})
+		im.known.add(record{it.content, s.headers[it.header].hash, it.object})
 	}
 	return nil
 }
@@ -175,27 +181,20 @@ func (im *Import) readContent(d fstree.Digest, w io.Writer) error {
 // materialise writes the items that the repository does not have. Items of the
 // same content are one unit of work, since they share a staged file.
 func (im *Import) materialise(ctx context.Context, txn *Txn, s *objectSet) error {
-	order := make([]int32, len(s.list))
-	for i := range order {
-		order[i] = int32(i)
-	}
-	slices.SortFunc(order, func(a, b int32) int {
-		return bytes.Compare(s.list[a].key.content[:], s.list[b].key.content[:])
-	})
-	var starts []int32 // in order, of each content
-	for i := range order {
-		if i == 0 || s.list[order[i-1]].key.content != s.list[order[i]].key.content {
+	var starts []int32 // in the list, of each content
+	for i := range s.list {
+		if i == 0 || s.list[i-1].content != s.list[i].content {
 			starts = append(starts, int32(i))
 		}
 	}
 	return parallel(ctx, len(starts), func(k int) error {
-		end := len(order)
+		end := len(s.list)
 		if k+1 < len(starts) {
 			end = int(starts[k+1])
 		}
-		for _, i := range order[starts[k]:end] {
+		for i := int(starts[k]); i < end; i++ {
 			it := &s.list[i]
-			if err := im.writeItem(txn, it, s.headers[it.key.header].meta); err != nil {
+			if err := im.writeItem(txn, it, s.headers[it.header].meta); err != nil {
 				return err
 			}
 		}
@@ -207,8 +206,8 @@ func (im *Import) writeItem(txn *Txn, it *item, meta *fstree.Inode) error {
 	if ok, err := txn.HasFile(it.object); ok || err != nil {
 		return err
 	}
-	n := meta.WithMeta(func(c *fstree.Inode) { c.Size, c.Content = it.size, it.key.content })
-	f, err := im.stage.open(it.key.content)
+	n := meta.WithMeta(func(c *fstree.Inode) { c.Size, c.Content = it.size, it.content })
+	f, err := im.stage.open(it.content)
 	switch {
 	case err == nil:
 		defer f.Close()
@@ -217,7 +216,7 @@ func (im *Import) writeItem(txn *Txn, it *item, meta *fstree.Inode) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	r, err := im.OpenContent(it.key.content)
+	r, err := im.OpenContent(it.content)
 	if err != nil {
 		return err
 	}
@@ -225,7 +224,7 @@ func (im *Import) writeItem(txn *Txn, it *item, meta *fstree.Inode) error {
 	c, err := txn.PutFile(n, r)
 	if err == nil && c != it.object {
 		err = fault.New(fault.Corrupt, "check the disk, and run kedge fsck",
-			"content %s became object %s where it should have been %s", it.key.content, c, it.object)
+			"content %s became object %s where it should have been %s", it.content, c, it.object)
 	}
 	return err
 }

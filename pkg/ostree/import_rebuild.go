@@ -39,7 +39,7 @@ const labelFinalDiffID = "ostree.final-diffid"
 
 // foreignLayer finds a layer by the images that are in the repository, whoever
 // imported them, and reads its index back from its commit and objects.
-func (im *Import) foreignLayer(diffID, _ string) (*savedLayer, bool) {
+func (im *Import) foreignLayer(diffID, name string) (*savedLayer, bool) {
 	if im.opts.EncodeLayer == nil {
 		return nil, false
 	}
@@ -61,7 +61,8 @@ func (im *Import) foreignLayer(diffID, _ string) (*savedLayer, bool) {
 	if err != nil {
 		return nil, false
 	}
-	return &savedLayer{commit: commit, blob: blob, index: index, records: records}, true
+	saved := &savedLayer{commit: commit, blob: blob, index: index, records: records}
+	return saved, im.stage.putLayer(name, saved) == nil
 }
 
 // foreignImages maps the diffIDs of the layers of all images in the repository.
