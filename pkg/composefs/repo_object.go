@@ -1,0 +1,313 @@
+package composefs
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// openObject opens an object. In a sealed repository the kernel must vouch for
+// it: one that is not sealed with its own name is an error of kind Corrupt.
+func (r *Repo) openObject(d Digest) (*os.File, error) {
+	f, _, err := r.objects.openFile(d)
+	if err != nil {
+		return nil, err
+	}
+	if r.sealed {
+		got, err := Measure(f)
+		if err != nil || got != d {
+			_ = f.Close()
+			return nil, fault.New(fault.Corrupt, "run kedge fsck --repair", "object %s is not sealed with its digest: %w", d, errors.Join(err, ErrNotSealed))
+		}
+	}
+	return f, nil
+}
+
+func (o *objectDir) openFile(d Digest) (*os.File, int64, error) {
+	dir, err := o.sub(d[0], false)
+	if err != nil {
+		return nil, 0, err
+	}
+	name := d.String()[2:]
+	fd, err := openat(dir, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, 0, &fs.PathError{Op: "open", Path: dir.Name() + "/" + name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), dir.Name()+"/"+name)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		_ = f.Close()
+		return nil, 0, fault.New(fault.Corrupt, "", "object %s is not a regular file: %w", d, errors.Join(err, fs.ErrInvalid))
+	}
+	return f, st.Size, nil
+}
+
+// size returns the length of an object, or an error that is fs.ErrNotExist.
+func (o *objectDir) size(d Digest) (int64, error) {
+	dir, err := o.sub(d[0], false)
+	if err != nil {
+		return 0, err
+	}
+	var st unix.Stat_t
+	name := d.String()[2:]
+	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: dir.Name() + "/" + name, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return 0, fault.New(fault.Corrupt, "", "object %s is not a regular file", d)
+	}
+	return st.Size, nil
+}
+
+func (o *objectDir) has(d Digest, size int64) bool {
+	n, err := o.size(d)
+	return err == nil && n == size
+}
+
+// readBounded reads a file of at most limit bytes.
+func readBounded(f *os.File, limit int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fault.New(fault.Corrupt, "", "%s has more than %d bytes", f.Name(), limit)
+	}
+	return data, err
+}
+
+// objectTemp is an object that has no name yet.
+type objectTemp struct {
+	dir *os.File // where it was made
+	w   *os.File // nil once it is read-only
+	r   *os.File
+}
+
+// newTemp makes a file without a name in the directory that objects go to.
+func (o *objectDir) newTemp() (*objectTemp, error) {
+	dir, err := o.open(true)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return nil, &fs.PathError{Op: "create a file in", Path: dir.Name(), Err: err}
+	}
+	return &objectTemp{dir: dir, w: os.NewFile(uintptr(fd), "new object")}, nil
+}
+
+func (t *objectTemp) discard() {
+	if t.w != nil {
+		_ = t.w.Close()
+	}
+	if t.r != nil {
+		_ = t.r.Close()
+	}
+}
+
+// freeze makes the file read-only.
+func (t *objectTemp) freeze() error {
+	if err := t.w.Chmod(0o644); err != nil { // whatever the umask said
+		return err
+	}
+	fd, err := unix.Open(procPath(t.w), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open a new object for reading (is /proc mounted?): %w", err)
+	}
+	t.r = os.NewFile(uintptr(fd), "new object")
+	err = t.w.Close()
+	t.w = nil
+	return err
+}
+
+func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+// seal enables fs-verity on a frozen file whose digest must be d. In a
+// repository without fs-verity it is enabled where the file system has it.
+func (r *Repo) seal(t *objectTemp, d Digest) error {
+	if !r.sealed && r.noVerity.Load() {
+		return nil
+	}
+	got, err := Seal(t.r, r.meta.alg)
+	if errors.Is(err, ErrNoVerity) && !r.sealed {
+		r.noVerity.Store(true)
+		return nil
+	}
+	if err == nil && got != d {
+		err = fault.New(fault.IO, "check the machine's memory and disk", "fs-verity measured %s, kedge computed %s", got, d)
+	}
+	return err
+}
+
+// link gives a sealed file its name, which is the commit point. Another having
+// made the same object is fine; with replace it is replaced.
+func (o *objectDir) link(t *objectTemp, d Digest, replace bool) error {
+	dir, err := o.sub(d[0], true)
+	if err != nil {
+		return err
+	}
+	name := d.String()[2:]
+	err = linkFile(t.r, dir, name)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	if !replace {
+		return nil
+	}
+	// For an instant it has another name; a name beside the directories of
+	// objects is nobody's object.
+	side := ".kedge-" + rand.Text()[:12]
+	if err := linkFile(t.r, t.dir, side); err != nil {
+		return err
+	}
+	if err := unix.Renameat(int(t.dir.Fd()), side, int(dir.Fd()), name); err != nil {
+		_ = unix.Unlinkat(int(t.dir.Fd()), side, 0)
+		return &fs.PathError{Op: "rename", Path: dir.Name() + "/" + name, Err: err}
+	}
+	return nil
+}
+
+func linkFile(f, dir *os.File, name string) error {
+	err := unix.Linkat(unix.AT_FDCWD, procPath(f), int(dir.Fd()), name, unix.AT_SYMLINK_FOLLOW)
+	if err != nil {
+		return &fs.PathError{Op: "link", Path: dir.Name() + "/" + name, Err: err}
+	}
+	return nil
+}
+
+// objectSink is where an import's objects go: to the repository's own directory
+// if fs-verity makes them durable before they have a name, else first to the
+// staging directory.
+type objectSink struct {
+	repo   *Repo
+	to     *objectDir
+	damage map[Digest]bool // objects to replace whatever they look like
+}
+
+func (s *objectSink) has(d Digest, size int64) bool {
+	if s.damage[d] {
+		return false
+	}
+	return s.repo.objects.has(d, size) || s.to != &s.repo.objects && s.to.has(d, size)
+}
+
+// add stores data under its digest.
+func (s *objectSink) add(data []byte) (Digest, error) {
+	v := NewVerity(s.repo.meta.alg)
+	if _, err := v.Write(data); err != nil {
+		return "", err
+	}
+	d := v.Sum()
+	return d, s.addKnown(d, data)
+}
+
+// addKnown stores data whose digest is d. No process is started while the file
+// can be written to, so that the kernel never refuses to seal it.
+func (s *objectSink) addKnown(d Digest, data []byte) error {
+	if s.has(d, int64(len(data))) {
+		return nil
+	}
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	t, err := s.to.newTemp()
+	if err != nil {
+		return err
+	}
+	defer t.discard()
+	if _, err := t.w.Write(data); err != nil {
+		return fmt.Errorf("write an object: %w", err)
+	}
+	return s.finish(t, d)
+}
+
+func (s *objectSink) finish(t *objectTemp, d Digest) error {
+	if err := t.freeze(); err != nil {
+		return err
+	}
+	if err := s.repo.seal(t, d); err != nil {
+		return err
+	}
+	return s.to.link(t, d, s.damage[d])
+}
+
+// stream stores what r has, size bytes, through each of the writers also, and
+// returns its digest.
+func (s *objectSink) stream(ctx context.Context, r io.Reader, size int64, buf []byte, also io.Writer) (Digest, error) {
+	t, err := s.to.newTemp()
+	if err != nil {
+		return "", err
+	}
+	defer t.discard()
+	if err := unix.Fallocate(int(t.w.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size); errors.Is(err, unix.ENOSPC) {
+		return "", fmt.Errorf("write an object of %d bytes: %w", size, err)
+	}
+	v := NewVerity(s.repo.meta.alg)
+	n, err := copyContext(ctx, io.MultiWriter(t.w, v, also), r, buf)
+	if err == nil && n != size {
+		err = wrongLength(n, size)
+	}
+	if err != nil {
+		return "", err
+	}
+	d := v.Sum()
+	if s.has(d, size) {
+		return d, nil
+	}
+	return d, s.finish(t, d)
+}
+
+func wrongLength(n, size int64) error {
+	return fault.New(fault.Corrupt, "", "%d bytes came of %d", n, size)
+}
+
+func copyContext(ctx context.Context, w io.Writer, r io.Reader, buf []byte) (n int64, err error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return n, err
+		}
+		k, err := r.Read(buf)
+		if k > 0 {
+			if _, err := w.Write(buf[:k]); err != nil {
+				return n, err
+			}
+			n += int64(k)
+		}
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
+// readObject reads an object of at most limit bytes into memory and checks it
+// against its digest where the kernel does not.
+func (r *Repo) readObject(d Digest, limit int64) ([]byte, error) {
+	f, err := r.openObject(d)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := readBounded(f, limit)
+	if err != nil {
+		return nil, err
+	}
+	if !r.sealed {
+		got, err := VerityOf(context.Background(), bytes.NewReader(data), int64(len(data)), r.meta.alg)
+		if err != nil {
+			return nil, err
+		}
+		if got != d {
+			return nil, fault.New(fault.Corrupt, "run kedge fsck --repair", "object %s has the digest %s", d, got)
+		}
+	}
+	return data, nil
+}
