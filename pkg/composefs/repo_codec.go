@@ -521,16 +521,6 @@ func (s *splitstream) namedRefs(packed []byte, streams []Digest) error {
 	return nil
 }
 
-// ref returns the object of a named ref, or "".
-func (s *splitstream) ref(name string) Digest {
-	for _, r := range s.Refs {
-		if r.Name == name {
-			return r.Object
-		}
-	}
-	return ""
-}
-
 // Original reads the original file, with open for its objects.
 func (s *splitstream) Original(open func(Digest) (io.ReadCloser, error)) (io.ReadCloser, error) {
 	z, err := zstd.NewReader(bytes.NewReader(s.body), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(128<<20))
