@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -17,13 +18,24 @@ import (
 // bootRepo is the store's repository as package boot needs it.
 type bootRepo ostreeStore
 
-// Checkout implements boot.Repo.
+// Checkout implements boot.Repo: the files, and the composefs image of them.
 func (r *bootRepo) Checkout(ctx context.Context, commit string, parent *os.Root, name string) error {
 	sum, err := object.ParseChecksum(commit)
 	if err != nil {
 		return err
 	}
-	return r.repo.Checkout(ctx, sum, parent, name, ostree.CheckoutOptions{})
+	if err := r.repo.Checkout(ctx, sum, parent, name, ostree.CheckoutOptions{}); err != nil {
+		return err
+	}
+	deployment, err := parent.OpenRoot(name)
+	if err != nil {
+		return err
+	}
+	defer deployment.Close()
+	if err := r.writeCFS(ctx, sum, deployment); err != nil {
+		return fmt.Errorf("write %s: %w", cfsName, err)
+	}
+	return nil
 }
 
 // CommitVersion implements boot.Repo. An image's version stands in its config,
