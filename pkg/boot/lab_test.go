@@ -23,12 +23,19 @@ type oracle struct {
 	flat bool
 }
 
-// oracles are the host's ostree (2022.7 on Debian 12) and that of the lab's
-// base image (2025.2), run on this machine by its own dynamic linker.
+// oracles are the host's ostree (2022.7 on Debian 12), that of the lab's base
+// image (2025.2) and that of Debian sid (2026.4 or later), the latter two run on
+// this machine by their own dynamic linkers.
 func oracles(t testing.TB) []oracle {
 	t.Helper()
 	needOSTree(t)
-	return []oracle{{name: "2022.7", argv: []string{"ostree"}}, {name: "2025.2", argv: imageOSTree(t), flat: true}}
+	lab.Need(t, "mmdebstrap")
+	sid := []string{filepath.Join(lab.SourceDir(), "hack/lab/mkcomposefs.sh"), "ostree"}
+	return []oracle{
+		{name: "2022.7", argv: []string{"ostree"}},
+		{name: "2025.2", argv: imageOSTree(t), flat: true},
+		{name: "sid", argv: sid, flat: true},
+	}
 }
 
 const libDir = "usr/lib/x86_64-linux-gnu"

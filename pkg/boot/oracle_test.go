@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -76,7 +77,7 @@ var oldEntryName = regexp.MustCompile(`(ostree-[0-9]+)-[a-z]+\.conf$`)
 // likeOurs takes what differs between libostree's versions out of a snapshot
 // that one of them made: 2022.7 names entries with the stateroot, fills a new
 // stateroot's var itself and knows no backing directory; 2025.2 writes aboot
-// keys for every kernel.
+// keys for every kernel; 2026.4 is built with composefs.
 func likeOurs(o oracle, s map[string]string) map[string]string {
 	out := map[string]string{}
 	for name, text := range s {
@@ -91,6 +92,9 @@ func likeOurs(o oracle, s map[string]string) map[string]string {
 		drop = append(drop, "ostree/deploy/os/backing", "ostree/deploy/os/var")
 	}
 	maps.DeleteFunc(out, func(name, _ string) bool {
+		if path.Base(name) == ".ostree.cfs" { // part of the checkout, which is not boot's
+			return true
+		}
 		return slices.ContainsFunc(drop, func(d string) bool { return name == d || strings.HasPrefix(name, d+"/") })
 	})
 	return out
