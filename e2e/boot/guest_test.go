@@ -13,6 +13,10 @@ import (
 // rootArgs are the kernel arguments of a host whose disk is labelled root.
 var rootArgs = []string{"root=LABEL=root", "rw", "console=ttyS0", "panic=1"}
 
+// scriptTimeout is generous: the import of a whole image on an emulated
+// processor takes a minute where nothing else runs.
+const scriptTimeout = 15 * time.Minute
+
 // guest is a booted machine whose steps fail the test.
 type guest struct {
 	*lab.Guest
@@ -40,7 +44,7 @@ func start(t *testing.T, m *lab.Machine) *guest {
 // reboot shuts the guest down and starts what the boot entries then say.
 func (g *guest) reboot(m *lab.Machine) *guest {
 	g.t.Helper()
-	if err := g.Shutdown("reboot", 3*time.Minute); err != nil {
+	if err := g.Shutdown("reboot", scriptTimeout); err != nil {
 		g.t.Fatal(err)
 	}
 	return start(g.t, m)
@@ -49,7 +53,7 @@ func (g *guest) reboot(m *lab.Machine) *guest {
 // output runs a script whose exit code does not matter.
 func (g *guest) output(script string) string {
 	g.t.Helper()
-	out, err := g.Run("{ "+script+"; } || true", 5*time.Minute)
+	out, err := g.Run("{ "+script+"; } || true", scriptTimeout)
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -59,7 +63,7 @@ func (g *guest) output(script string) string {
 // sh runs a script that must succeed and returns its output, trimmed.
 func (g *guest) sh(script string) string {
 	g.t.Helper()
-	out, err := g.Run(script, 5*time.Minute)
+	out, err := g.Run(script, scriptTimeout)
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -78,7 +82,7 @@ func (g *guest) kedge(args string) string {
 // exitCode runs a script and returns its exit code.
 func (g *guest) exitCode(script string) int {
 	g.t.Helper()
-	_, err := g.Run(script, 5*time.Minute)
+	_, err := g.Run(script, scriptTimeout)
 	if err == nil {
 		return 0
 	}

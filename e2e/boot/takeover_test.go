@@ -27,7 +27,6 @@ func TestTakeOver(t *testing.T) {
 
 	out := g.sh("/var/kedge-brought self install")
 	t.Logf("kedge self install:\n%s", out)
-	g.sh("ln -sf /var/lib/kedge/bin/kedge /run/kedge-bin")
 	out = g.sh("/var/lib/kedge/bin/kedge switch " + w.Registry.GuestRepo("os:takeover"))
 	t.Logf("kedge switch:\n%s", out)
 
