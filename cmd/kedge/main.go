@@ -80,7 +80,7 @@ func newApp(e *env) *cli.App {
 		Commands: []*cli.Command{
 			cmdStatus(e), cmdSwitch(e), cmdUpgrade(e), cmdRollback(e), cmdDeploy(e), cmdPlan(e),
 			cmdDiff(e), cmdKargs(e), cmdPin(e), cmdUnpin(e), cmdHistory(e), cmdCleanup(e), cmdFsck(e),
-			cmdInstall(e), cmdImage(e), cmdSelf(e), cmdInternals(e),
+			cmdInstall(e), cmdImage(e), cmdContainer(e), cmdSelf(e), cmdInternals(e),
 			cmdCompletion(e), cmdComplete(e), cmdMan(e),
 		},
 	}
