@@ -33,7 +33,10 @@ func start(t *testing.T, m *lab.Machine) *guest {
 	t.Cleanup(g.Kill)
 	guest := &guest{Guest: g, t: t}
 	// The agent is early; a user's boot ends when every unit has started.
-	state := guest.output("systemctl is-system-running --wait")
+	state, err := g.WaitBooted(scriptTimeout)
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Logf("booted %s (%s) in %.0f s: %s", g.Entry.Title, g.Entry.File, time.Since(began).Seconds(), state)
 	if state != "running" {
 		t.Logf("failed units:\n%s", guest.output("systemctl list-units --failed --no-legend; journalctl -b -p err --no-pager | tail -n 20"))

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -195,7 +196,8 @@ func OSTreeDeployments(t testing.TB, sysroot string) (all []Deployment) {
 	t.Helper()
 	for _, m := range statusLine.FindAllStringSubmatch(Run(t, "ostree", "admin", "status", "--sysroot="+sysroot), -1) {
 		d := Deployment{Stateroot: m[1], Checksum: m[2]}
-		fmt.Sscan(m[3], &d.Serial)
+		serial, _ := strconv.ParseUint(m[3], 10, 32) // digits, says the expression
+		d.Serial = uint32(serial)
 		all = append(all, d)
 	}
 	return all
@@ -266,7 +268,7 @@ func entryVersion(t testing.TB, path string) int {
 	}
 	v := 0
 	if m := versionLine.FindSubmatch(text); m != nil {
-		fmt.Sscan(string(m[1]), &v)
+		v, _ = strconv.Atoi(string(m[1])) // digits, says the expression
 	}
 	return v
 }

@@ -52,6 +52,9 @@ func (d *demo) booted(ctx context.Context) error {
 		if g, err = m.Boot(ctx); err != nil {
 			return err
 		}
+		if _, err := g.WaitBooted(10 * time.Minute); err != nil {
+			return err
+		}
 		for _, s := range b.script {
 			fmt.Printf("guest# %s\n", s)
 			out, err := g.Run(s, 10*time.Minute)

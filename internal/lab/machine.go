@@ -200,6 +200,13 @@ func (g *Guest) Run(script string, timeout time.Duration) (string, error) {
 	return string(out), nil
 }
 
+// WaitBooted waits until every unit of the boot has started and returns
+// systemd's word for the outcome: running, or degraded when a unit failed.
+func (g *Guest) WaitBooted(timeout time.Duration) (string, error) {
+	out, err := g.Run("systemctl is-system-running --wait || true", timeout)
+	return strings.TrimSpace(out), err
+}
+
 // ExitError says that a guest's script ended with another code than 0.
 type ExitError struct {
 	Script string
