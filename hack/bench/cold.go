@@ -14,11 +14,10 @@ type row struct {
 	name    string
 	program string
 	measured
-	reference string // program of the same name that the ratio is against
 }
 
-func (b *bench) record(name, program, reference string, m measured) {
-	b.rows = append(b.rows, row{name, program, m, reference})
+func (b *bench) record(name, program string, m measured) {
+	b.rows = append(b.rows, row{name, program, m})
 	fmt.Fprintf(os.Stderr, "bench: %-28s %-26s %6.2f s  cpu %6.2f s  %4d MB\n", name, program, m.Wall.Seconds(), m.CPU.Seconds(), m.RSS>>20)
 }
 
@@ -52,51 +51,29 @@ func (b *bench) cold(ctx context.Context) error {
 			return err
 		}
 		source := b.registry.image(im.tag)
-		programs := []struct {
-			name    string
-			prepare func(int) ([]string, error)
-		}{
-			{"podman pull", func(int) ([]string, error) {
-				dir, err := b.fresh("podman")
-				return append(podman(dir), "pull", "--quiet", "--tls-verify=false", source), err
+		programs := []program{
+			{"podman pull", "podman", false, func(dir string) ([]string, error) {
+				return append(podman(dir), "pull", "--quiet", "--tls-verify=false", source), nil
 			}},
-			{"kedge install", func(int) ([]string, error) {
-				dir, err := b.fresh("sysroot")
-				if err == nil {
-					err = os.Mkdir(dir, 0o755)
-				}
-				return []string{b.kedge, "install", "to-filesystem", "--image", "docker://" + source, "--bootloader", "none", dir}, err
+			{"kedge install", "sysroot", false, func(dir string) ([]string, error) {
+				return []string{b.kedge, "install", "to-filesystem", "--image", "docker://" + source, "--bootloader", "none", dir}, os.Mkdir(dir, 0o755)
 			}},
-			{"limit", func(int) ([]string, error) {
-				dir, err := b.fresh("limit")
-				return []string{os.Args[0], im.layout + "@" + digest.String(), dir}, err
+			{"limit", "limit", false, func(dir string) ([]string, error) {
+				return []string{os.Args[0], im.layout + "@" + digest.String(), dir}, nil
 			}},
-			{"umoci unpack (local)", func(int) ([]string, error) {
-				dir, err := b.fresh("umoci")
-				return []string{"umoci", "raw", "unpack", "--image", im.layout + ":" + im.tag, dir}, err
+			{"umoci unpack (local)", "umoci", true, func(dir string) ([]string, error) {
+				return []string{"umoci", "raw", "unpack", "--image", im.layout + ":" + im.tag, dir}, nil
 			}},
-			{"ostree commit (local tree)", func(int) ([]string, error) {
-				dir, err := b.fresh("ostree")
-				if err == nil {
-					err = exec.Command("ostree", "init", "--repo="+dir, "--mode=bare").Run()
-				}
-				return []string{"ostree", "commit", "--repo=" + dir, "--branch=b", "--tree=dir=" + filepath.Join(b.work, "umoci")}, err
+			{"ostree commit (local tree)", "ostree", false, func(dir string) ([]string, error) {
+				return []string{"ostree", "commit", "--repo=" + dir, "--branch=b", "--tree=dir=" + filepath.Join(b.work, "umoci")},
+					exec.Command("ostree", "init", "--repo="+dir, "--mode=bare").Run()
 			}},
 		}
 		if im.tag != "base" { // Debian's umoci reads gzip alone, and the tree is the same
 			programs = programs[:3]
 		}
-		for _, p := range programs {
-			m, err := b.best(ctx, p.prepare)
-			if err != nil {
-				return err
-			}
-			b.record(im.name, p.name, "podman pull", m)
-			if p.name != "umoci unpack (local)" { // the tree that ostree commits
-				if _, err := b.fresh(map[string]string{"podman pull": "podman", "kedge install": "sysroot", "limit": "limit", "ostree commit (local tree)": "ostree"}[p.name]); err != nil {
-					return err
-				}
-			}
+		if err := b.compare(ctx, im.name, programs); err != nil {
+			return err
 		}
 		if _, err := b.fresh("umoci"); err != nil {
 			return err

@@ -88,25 +88,53 @@ func (b *bench) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// best runs a program several times. prepare makes the state that each run
-// starts from and returns its command line.
-func (b *bench) best(ctx context.Context, prepare func(i int) (argv []string, err error)) (measured, error) {
-	var best measured
+// program is something to measure. prepare makes the state that a run starts
+// from, in the directory dir below the scratch directory, and returns the
+// command line.
+type program struct {
+	name    string
+	dir     string
+	keep    bool // what a run leaves is of use to the next program
+	prepare func(dir string) (argv []string, err error)
+}
+
+// compare runs programs in turn, several times, so that what else the machine
+// does slows all of them alike, and records the best run of each.
+func (b *bench) compare(ctx context.Context, name string, programs []program) error {
+	best := make([]measured, len(programs))
 	for i := range b.runs {
-		argv, err := prepare(i)
-		if err != nil {
-			return best, err
+		for k, p := range programs {
+			dir, err := b.fresh(p.dir)
+			if err != nil {
+				return err
+			}
+			argv, err := p.prepare(dir)
+			if err != nil {
+				return err
+			}
+			m, err := b.measure(ctx, argv)
+			if err != nil {
+				return err
+			}
+			if i == 0 || m.Wall < best[k].Wall {
+				best[k].Wall = m.Wall
+			}
+			if i == 0 || m.CPU < best[k].CPU {
+				best[k].CPU = m.CPU
+			}
+			best[k].RSS = max(best[k].RSS, m.RSS)
+			if p.keep {
+				continue
+			}
+			if err := b.remove(dir); err != nil {
+				return err
+			}
 		}
-		m, err := b.measure(ctx, argv)
-		if err != nil {
-			return best, err
-		}
-		if i == 0 || m.Wall < best.Wall {
-			best.Wall, best.CPU = m.Wall, m.CPU
-		}
-		best.RSS = max(best.RSS, m.RSS)
 	}
-	return best, nil
+	for k, p := range programs {
+		b.record(name, p.name, best[k])
+	}
+	return nil
 }
 
 // remove deletes a directory that may hold immutable deployments and mounts.

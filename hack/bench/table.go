@@ -7,6 +7,9 @@ import (
 	"strings"
 )
 
+// reference is the program that the ratio is against.
+const reference = "podman pull"
+
 // print writes the table, as docs/performance.md has it.
 func (b *bench) print() {
 	host := "unknown CPU"
@@ -18,13 +21,13 @@ func (b *bench) print() {
 			}
 		}
 	}
-	fmt.Printf("%d × %s; best of %d runs, largest RSS of all.\n\n", runtime.NumCPU(), host, b.runs)
+	fmt.Printf("%d × %s; programs in turn, best of %d runs, largest RSS of all.\n\n", runtime.NumCPU(), host, b.runs)
 	fmt.Println("| what | program | seconds | CPU seconds | peak RSS, MB | time against podman pull |")
 	fmt.Println("|---|---|---:|---:|---:|---:|")
 	for _, r := range b.rows {
 		ratio := ""
 		for _, o := range b.rows {
-			if o.name == r.name && o.program == r.reference && o.program != r.program {
+			if o.name == r.name && o.program == reference && r.program != reference {
 				ratio = fmt.Sprintf("%.2f", r.Wall.Seconds()/o.Wall.Seconds())
 			}
 		}

@@ -53,35 +53,17 @@ func (b *bench) upgrades(ctx context.Context) error {
 
 func (b *bench) upgrade(ctx context.Context, name string, base, target v1.Image) error {
 	source := b.registry.image("moving")
-	programs := []struct {
-		name    string
-		prepare func(i int) ([]string, error)
-	}{
-		{"podman pull", func(i int) ([]string, error) {
-			dir, err := b.fresh("podman")
+	return b.compare(ctx, name, []program{
+		{"podman pull", "podman", false, func(dir string) ([]string, error) {
 			pull := append(podman(dir), "pull", "--quiet", "--tls-verify=false", source)
-			return pull, errors.Join(err, b.registry.push("moving", base), b.quietly(pull...), b.registry.push("moving", target))
+			return pull, errors.Join(b.registry.push("moving", base), b.quietly(pull...), b.registry.push("moving", target))
 		}},
-		{"kedge upgrade", func(i int) ([]string, error) {
-			dir, err := b.fresh("sysroot")
-			if err == nil {
-				err = os.Mkdir(dir, 0o755)
-			}
-			return []string{b.kedge, "--sysroot", dir, "upgrade"}, errors.Join(err, b.registry.push("moving", base),
+		{"kedge upgrade", "sysroot", false, func(dir string) ([]string, error) {
+			return []string{b.kedge, "--sysroot", dir, "upgrade"}, errors.Join(os.Mkdir(dir, 0o755), b.registry.push("moving", base),
 				b.quietly(b.kedge, "install", "to-filesystem", "--image", "docker://"+source, "--bootloader", "none", dir),
 				b.registry.push("moving", target))
 		}},
-	}
-	for _, p := range programs {
-		m, err := b.best(ctx, p.prepare)
-		if err != nil {
-			return err
-		}
-		b.record(name, p.name, "podman pull", m)
-	}
-	_, err1 := b.fresh("podman")
-	_, err2 := b.fresh("sysroot")
-	return errors.Join(err1, err2)
+	})
 }
 
 func (b *bench) quietly(argv ...string) error {
