@@ -296,6 +296,9 @@ func (r *Repo) Tags() (map[string]string, error) {
 	}
 	tags := make(map[string]string, len(names))
 	for _, name := range names {
+		if isTemp(name) {
+			continue
+		}
 		target, err := r.root.Readlink(tagDir + "oci/" + name)
 		if err != nil {
 			continue // a name of somebody else's that is no tag

@@ -1,7 +1,6 @@
 package composefs
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -91,7 +90,7 @@ func writeMeta(parent *os.Root, name string, o CreateOptions) error {
 	if err != nil {
 		return err
 	}
-	tmp := ".kedge-" + rand.Text()[:12]
+	tmp := tempName()
 	if err := root.WriteFile(tmp, data, 0o644); err != nil {
 		return err
 	}
@@ -227,7 +226,7 @@ func (r *Repo) symlink(name, target string) error {
 	if old, err := r.root.Readlink(name); err == nil && old == link {
 		return nil
 	}
-	tmp := dir + "/.kedge-" + rand.Text()[:12]
+	tmp := dir + "/" + tempName()
 	if err := r.root.Symlink(link, tmp); err != nil {
 		return err
 	}

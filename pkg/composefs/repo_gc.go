@@ -2,6 +2,7 @@ package composefs
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -58,6 +59,11 @@ func (r *Repo) collect(ctx context.Context, o GCOptions) (*GCResult, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !o.DryRun {
+		if err := r.removeTemps(); err != nil {
+			return nil, err
+		}
+	}
 	out := &GCResult{}
 	err = r.eachObject(func(dir *os.File, name string, d Digest) error {
 		if live[d] {
@@ -101,6 +107,40 @@ func (r *Repo) collect(ctx context.Context, o GCOptions) (*GCResult, error) {
 		return nil, err
 	}
 	return out, r.forgetLayers(o.State)
+}
+
+// tempPrefix begins the names that files and symlinks have for an instant,
+// before a rename. Nobody else uses it; what a killed process left is nothing.
+const tempPrefix = ".kedge-"
+
+func tempName() string { return tempPrefix + rand.Text()[:12] }
+
+func isTemp(name string) bool { return strings.HasPrefix(path.Base(name), tempPrefix) }
+
+func (r *Repo) removeTemps() error {
+	for _, dir := range []string{".", "objects", "images", "streams", "images/refs", "streams/refs", "streams/refs/oci"} {
+		d, err := r.root.Open(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		names, err := d.Readdirnames(-1)
+		_ = d.Close()
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if !isTemp(name) {
+				continue
+			}
+			if err := r.root.Remove(dir + "/" + name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // forgetLayers removes what kedge keeps of layers that the repository lacks.
@@ -308,6 +348,7 @@ func (r *Repo) eachLinkIn(dir string, deep bool, fn func(name string) error) err
 	for _, e := range entries {
 		name := dir + "/" + e.Name()
 		switch {
+		case isTemp(name):
 		case e.Type() == fs.ModeSymlink:
 			err = fn(name)
 		case e.IsDir() && deep:

@@ -3,7 +3,6 @@ package composefs
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -163,7 +162,7 @@ func (o *objectDir) link(t *objectTemp, d Digest, replace bool) error {
 	}
 	// For an instant it has another name; a name beside the directories of
 	// objects is nobody's object.
-	side := ".kedge-" + rand.Text()[:12]
+	side := tempName()
 	if err := linkFile(t.r, t.dir, side); err != nil {
 		return err
 	}

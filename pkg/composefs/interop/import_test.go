@@ -27,9 +27,12 @@ var _ ocibridge.ArchiveWriter = (*composefs.LayerImport)(nil)
 // verityDir returns a directory on a file system that has fs-verity.
 func verityDir(t testing.TB) string {
 	t.Helper()
+	work := t.TempDir()
+	if hasVerity(t, work) {
+		return work
+	}
 	lab.NeedRoot(t)
 	lab.Need(t, "mkfs.ext4", "mount", "umount")
-	work := t.TempDir()
 	image, dir := filepath.Join(work, "disk"), filepath.Join(work, "mnt")
 	run(t, "truncate", "-s", "6G", image)
 	run(t, "mkfs.ext4", "-q", "-O", "verity", "-E", "lazy_itable_init=1", image)
@@ -40,6 +43,14 @@ func verityDir(t testing.TB) string {
 		lab.Skip(t, "no ext4 with fs-verity can be mounted: %s", out)
 	}
 	t.Cleanup(func() { run(t, "umount", dir) })
+	if !hasVerity(t, dir) {
+		lab.Skip(t, "this kernel has no fs-verity")
+	}
+	return dir
+}
+
+func hasVerity(t testing.TB, dir string) bool {
+	t.Helper()
 	probe := filepath.Join(dir, "probe")
 	if err := os.WriteFile(probe, nil, 0o644); err != nil {
 		t.Fatal(err)
@@ -49,10 +60,8 @@ func verityDir(t testing.TB) string {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, err := composefs.Seal(f, composefs.SHA512); errors.Is(err, composefs.ErrNoVerity) {
-		lab.Skip(t, "this kernel has no fs-verity: %v", err)
-	}
-	return dir
+	_, err = composefs.Seal(f, composefs.SHA512)
+	return !errors.Is(err, composefs.ErrNoVerity)
 }
 
 func run(t testing.TB, name string, args ...string) string {
@@ -121,34 +130,50 @@ func TestImportIsAStore(t *testing.T) {
 	t.Run("sealed", func(t *testing.T) { testStore(t, openRepo(t, verityDir(t), false)) })
 }
 
+func writePolicy(t testing.TB, name string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// result is what came of an import.
+type result struct {
+	image   *ocibridge.Image
+	written *composefs.Written
+}
+
 // importImage imports the image of an OCI layout, "DIR:TAG".
 func importImage(t testing.TB, im *composefs.Import, layout string, c composefs.Container) (*ocibridge.Image, *composefs.Written) {
 	t.Helper()
+	policy := filepath.Join(t.TempDir(), "policy.json")
+	writePolicy(t, policy)
+	r, err := tryImport(im, layout, policy, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.image, r.written
+}
+
+func tryImport(im *composefs.Import, layout, policy string, c composefs.Container) (r result, err error) {
 	ref, err := ocibridge.ParseReference(layout, ocibridge.OCI)
 	if err != nil {
-		t.Fatal(err)
+		return r, err
 	}
-	policy := filepath.Join(t.TempDir(), "policy.json")
-	if err := os.WriteFile(policy, []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	src, err := ocibridge.Open(context.Background(), ref, ocibridge.Options{PolicyFile: policy, AllowUnbootable: true, AllowPlatform: true})
+	ctx := context.Background()
+	src, err := ocibridge.Open(ctx, ref, ocibridge.Options{PolicyFile: policy, AllowUnbootable: true, AllowPlatform: true})
 	if err != nil {
-		t.Fatal(err)
+		return r, err
 	}
 	defer src.Close()
 	src.Plain()
-	img, err := src.Import(context.Background(), store{im})
-	if err != nil {
-		t.Fatal(err)
+	if r.image, err = src.Import(ctx, store{im}); err != nil {
+		return r, err
 	}
-	c.ManifestDigest, c.Manifest, c.Config, c.Tree = img.ManifestDigest, img.Manifest, img.Config, img.Tree
-	for _, l := range img.Layers {
+	c.ManifestDigest, c.Manifest, c.Config, c.Tree = r.image.ManifestDigest, r.image.Manifest, r.image.Config, r.image.Tree
+	for _, l := range r.image.Layers {
 		c.DiffIDs = append(c.DiffIDs, l.DiffID)
 	}
-	out, err := im.WriteImage(context.Background(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return img, out
+	r.written, err = im.WriteImage(ctx, c)
+	return r, err
 }

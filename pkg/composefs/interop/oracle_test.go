@@ -188,7 +188,6 @@ func tell(t *testing.T, cfs, repo string) (raw, boot string) {
 // both images' digests from what kedge wrote and from what it wrote itself.
 func testOracle(t *testing.T, where, image string, insecure bool) {
 	cfs := cfsctl(t)
-	lab.Need(t, "skopeo")
 	r := openRepo(t, where, insecure)
 	repo := filepath.Join(where, "composefs")
 	im := newImport(t, r, composefs.ImportOptions{})

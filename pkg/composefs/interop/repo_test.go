@@ -154,9 +154,7 @@ func TestFsckAndRepair(t *testing.T) {
 	if err := os.Remove(gone); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(cut, 5000); err != nil {
-		t.Fatal(err)
-	}
+	replace(t, cut, []byte(readFile(t, cut))[:5000])
 	stray := filepath.Join(repo, "objects/00")
 	if err := errors.Join(os.MkdirAll(stray, 0o755), os.WriteFile(stray+"/stray", nil, 0o644)); err != nil {
 		t.Fatal(err)
@@ -200,7 +198,13 @@ func overwrite(t testing.TB, name string) {
 		t.Fatal(err)
 	}
 	b[len(b)/2] ^= 1
-	if err := os.WriteFile(name, b, 0o644); err != nil {
+	replace(t, name, b)
+}
+
+// replace makes the file anew: one with fs-verity cannot be written.
+func replace(t testing.TB, name string, data []byte) {
+	t.Helper()
+	if err := errors.Join(os.Remove(name), os.WriteFile(name, data, 0o644)); err != nil {
 		t.Fatal(err)
 	}
 }
