@@ -8,6 +8,11 @@
 // a root with a wrong label may not boot.
 //
 // The compiled file_contexts.bin is not read: it holds the same rules.
+//
+// Versions of libselinux disagree in two corners. Of two literal rules for one
+// path in one file the last counts here, as before libselinux 3.8; from then on
+// it is the first. Of two substitutions for one path the last counts, as in all
+// versions but those around 3.8.
 package selinux
 
 import (
