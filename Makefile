@@ -49,7 +49,7 @@ man: build
 	@for s in bash zsh fish; do bin/kedge completion $$s >bin/completion/kedge.$$s; done
 
 lint:
-	hack/lint.sh run --build-tags '$(shell echo $(TAGS) | tr " " ,)' ./...
+	hack/lint.sh run --allow-parallel-runners --build-tags '$(shell echo $(TAGS) | tr " " ,)' ./...
 
 fmt:
 	hack/lint.sh fmt ./...
@@ -65,18 +65,18 @@ check: build size lint unit
 # The race detector needs cgo; the product never does.
 race: deps
 	@echo '== unit and oracle tests under the race detector'
-	@CGO_ENABLED=1 $(GO) test $(GOFLAGS_) -race -short -timeout 15m $(FAST_PACKAGES)
+	@CGO_ENABLED=1 $(GO) test $(GOFLAGS_) -race -short -timeout 20m $(FAST_PACKAGES)
 
 # One package at a time: each wants both cores.
 e2e: deps build
 	@echo '== end to end: hostile input, crashes, machines that boot (20 minutes)'
-	@$(GO) test $(GOFLAGS_) -timeout 40m -p 1 $(E2E_PACKAGES)
+	@$(GO) test $(GOFLAGS_) -timeout 60m -p 1 $(E2E_PACKAGES)
 
 test: build size lint race
 	@echo '== unit and oracle tests, the long ones too'
 	@$(GO) test $(GOFLAGS_) -timeout 20m $(FAST_PACKAGES)
 	@echo '== end to end: hostile input, crashes, machines that boot (20 minutes)'
-	@$(GO) test $(GOFLAGS_) -timeout 40m -p 1 $(E2E_PACKAGES)
+	@$(GO) test $(GOFLAGS_) -timeout 60m -p 1 $(E2E_PACKAGES)
 
 nightly: export KEDGE_NIGHTLY := 1
 nightly: build size lint race
