@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path"
 	"slices"
 	"strings"
 
@@ -77,8 +78,8 @@ func Prepare(tree *fstree.Tree, o PrepareOptions) (*fstree.Tree, error) {
 	}
 	p.meta(root, "/")
 	p.children(root, "/")
-	if p.labels != nil && p.labels.Err() != nil {
-		return nil, p.labels.Err()
+	if err := p.labels.err(); err != nil {
+		return nil, err
 	}
 	t.Freeze()
 	return t, nil
@@ -102,7 +103,7 @@ func notDir(name string) error {
 type preparer struct {
 	tree     *fstree.Tree
 	keepUser bool
-	labels   *selinux.Policy
+	labels   *labeler
 	done     map[*fstree.Inode]*fstree.Inode // files of several names, by what they were
 	cache    map[xattrsKey]*fstree.Xattrs
 }
@@ -145,7 +146,7 @@ func (p *preparer) children(n *fstree.Inode, path string) {
 func (p *preparer) meta(n *fstree.Inode, path string) {
 	label := ""
 	if p.labels != nil {
-		if l, ok := p.labels.Label(path, n.Mode); ok {
+		if l, ok := p.labels.label(path, n.Mode); ok {
 			label = l
 		}
 	}
@@ -167,23 +168,54 @@ func (p *preparer) meta(n *fstree.Inode, path string) {
 	n.Xattrs = x
 }
 
+// labeler answers as composefs-rs does: of all rules that match, the last
+// counts. libselinux, and pkg/selinux with it, prefers rules for one path alone.
+// The two differ at most for what such a rule names, so just that is looked up
+// in a policy that has patterns only, which is slower.
+type labeler struct {
+	policy, patterns *selinux.Policy
+	names            map[string]bool // last elements of the paths with a rule of their own
+}
+
+func (l *labeler) label(p string, mode uint32) (string, bool) {
+	if l.names[path.Base(p)] {
+		return l.patterns.Label(p, mode)
+	}
+	return l.policy.Label(p, mode)
+}
+
+func (l *labeler) err() error {
+	if l == nil {
+		return nil
+	}
+	return errors.Join(l.policy.Err(), l.patterns.Err())
+}
+
 // loadPolicy returns the policy that the tree is labelled by, or nil.
-func loadPolicy(t *fstree.Tree, open func(fstree.Digest) (io.ReadCloser, error)) (*selinux.Policy, error) {
-	policy, err := selinux.Load(policyReader{t, open})
+func loadPolicy(t *fstree.Tree, open func(fstree.Digest) (io.ReadCloser, error)) (*labeler, error) {
+	l := &labeler{names: make(map[string]bool)}
+	var err error
+	if l.policy, err = selinux.Load(policyReader{tree: t, open: open}); err == nil && l.policy != nil {
+		l.patterns, err = selinux.Load(policyReader{t, open, l.names})
+	}
 	if err != nil {
 		return nil, fault.New(fault.KindOf(err), "the image's SELinux policy cannot be used; rebuild the image",
 			"read the image's SELinux policy: %w", err)
 	}
-	return policy, nil
+	if l.policy == nil {
+		return nil, nil
+	}
+	return l, nil
 }
 
 // policyReader shows the policy's files as composefs-rs reads them: it labels
 // wherever a type of policy is named, even if SELINUX=disabled, knows nothing of
-// /usr/etc, has file_contexts.homedirs behind .local, and of all rules that
-// match lets the last count, where libselinux prefers literal ones.
+// /usr/etc, and has file_contexts.homedirs behind .local. With names, rules for
+// one path become patterns, and the paths' last elements are noted there.
 type policyReader struct {
-	tree *fstree.Tree
-	open func(fstree.Digest) (io.ReadCloser, error)
+	tree  *fstree.Tree
+	open  func(fstree.Digest) (io.ReadCloser, error)
+	names map[string]bool
 }
 
 // maxPolicyFile bounds what is read into memory of an image.
@@ -191,21 +223,21 @@ const maxPolicyFile = 64 << 20
 
 // ReadFile returns a file's bytes. Its error is fs.ErrNotExist for a path that
 // leads nowhere.
-func (r policyReader) ReadFile(path string) ([]byte, error) {
-	path = strings.TrimPrefix(path, "/")
-	if strings.HasPrefix(path, "usr/etc/") {
-		return nil, fmt.Errorf("read %s in the image: %w", path, fs.ErrNotExist)
+func (r policyReader) ReadFile(name string) ([]byte, error) {
+	name = strings.TrimPrefix(name, "/")
+	if strings.HasPrefix(name, "usr/etc/") {
+		return nil, fmt.Errorf("read %s in the image: %w", name, fs.ErrNotExist)
 	}
-	if base, ok := strings.CutSuffix(path, ".homedirs"); ok {
-		path = base + ".local"
-	} else if base, ok := strings.CutSuffix(path, ".local"); ok {
-		path = base + ".homedirs"
+	if base, ok := strings.CutSuffix(name, ".homedirs"); ok {
+		name = base + ".local"
+	} else if base, ok := strings.CutSuffix(name, ".local"); ok {
+		name = base + ".homedirs"
 	}
-	data, err := r.read(path)
-	if err == nil && strings.Contains(path, "/contexts/files/file_contexts") && !strings.Contains(path, ".subs") {
-		return literalsAsPatterns(data), nil
+	data, err := r.read(name)
+	if err == nil && r.names != nil && strings.Contains(name, "/contexts/files/file_contexts") && !strings.Contains(name, ".subs") {
+		return literalsAsPatterns(data, r.names), nil
 	}
-	if err != nil || path != "etc/selinux/config" {
+	if err != nil || name != "etc/selinux/config" {
 		return data, err
 	}
 	for line := range bytes.Lines(data) {
@@ -214,11 +246,11 @@ func (r policyReader) ReadFile(path string) ([]byte, error) {
 			return fmt.Appendf(nil, "SELINUX=permissive\nSELINUXTYPE=%s\n", strings.TrimSpace(value)), nil
 		}
 	}
-	return nil, fmt.Errorf("read %s in the image: it names no policy: %w", path, fs.ErrNotExist)
+	return nil, fmt.Errorf("read %s in the image: it names no policy: %w", name, fs.ErrNotExist)
 }
 
 // literalsAsPatterns makes every rule for one path a pattern for just that path.
-func literalsAsPatterns(rules []byte) []byte {
+func literalsAsPatterns(rules []byte, names map[string]bool) []byte {
 	out := make([]byte, 0, len(rules)+len(rules)/16)
 	for line := range bytes.Lines(rules) {
 		start := len(line) - len(bytes.TrimLeft(line, " \t"))
@@ -227,6 +259,7 @@ func literalsAsPatterns(rules []byte) []byte {
 			out = append(out, line...)
 			continue
 		}
+		names[path.Base(strings.ReplaceAll(string(line[start:end]), "\\", ""))] = true
 		out = append(append(append(out, line[:end]...), '$'), line[end:]...)
 	}
 	return out
