@@ -200,10 +200,11 @@ func (g *Guest) Run(script string, timeout time.Duration) (string, error) {
 	return string(out), nil
 }
 
-// WaitBooted waits until every unit of the boot has started and returns
-// systemd's word for the outcome: running, or degraded when a unit failed.
+// WaitBooted waits until every unit of the boot has started and the network is
+// up, and returns systemd's word for the outcome: running, or degraded when a
+// unit failed.
 func (g *Guest) WaitBooted(timeout time.Duration) (string, error) {
-	out, err := g.Run("systemctl is-system-running --wait || true", timeout)
+	out, err := g.Run("systemctl is-system-running --wait; systemctl start network-online.target 2>/dev/null || true", timeout)
 	return strings.TrimSpace(out), err
 }
 
