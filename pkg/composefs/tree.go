@@ -12,9 +12,15 @@
 // (FromTree, FromOSTree); it becomes bytes with WriteImage, which gives the
 // same bytes as mkcomposefs 1.0.8.
 //
-// Nothing but Seal, Measure and CreateSealed touches files, and nothing but
-// WriteImageWith starts a program. CreateSealed's commit point is the ioctl that enables
-// verity; whoever gives the file its final name does so afterwards.
+// A Repo keeps images, their objects and the OCI images they were made from in
+// the layout of composefs-rs, which bootc uses. An Import takes the layers of an
+// image in and writes it (WriteImage; its commit point is the tag); Prepare is
+// what makes the tree of an OCI image the one that bootc boots.
+//
+// Nothing but a Repo, what belongs to it, Meter.ReadDir, Seal, Measure and
+// CreateSealed touches files, and nothing but WriteImageWith starts a program.
+// CreateSealed's commit point is the ioctl that enables verity; whoever gives
+// the file its final name does so afterwards.
 package composefs
 
 import (
