@@ -85,6 +85,8 @@ func (d *demo) offline(ctx context.Context) error {
 	if err := os.Mkdir(root, 0o755); err != nil {
 		return err
 	}
+	// Roots are immutable, and what is immutable cannot be removed.
+	defer func() { _, _ = lab.Command(context.WithoutCancel(ctx), "chattr", "-R", "-f", "-i", root) }()
 	d.step("Install os:one into a directory, as if it were a mounted disk")
 	if err := d.kedge(ctx, "install", "to-filesystem", "--image", d.Registry.Repo("os:one"), "--bootloader", "none", "--karg", "root=LABEL=root", root); err != nil {
 		return err
