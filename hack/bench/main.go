@@ -139,6 +139,10 @@ func (b *bench) compare(ctx context.Context, name string, programs []program) er
 
 // remove deletes a directory that may hold immutable deployments and mounts.
 func (b *bench) remove(dir string) error {
+	// podman mounts its own directory over itself, and leaves that so when it
+	// is killed.
+	_ = unix.Unmount(filepath.Join(dir, "root/overlay"), unix.MNT_DETACH)
+	_ = unix.Unmount(filepath.Join(dir, "podman/root/overlay"), unix.MNT_DETACH)
 	_ = exec.Command("chattr", "-R", "-f", "-i", dir).Run()
 	return os.RemoveAll(dir)
 }
