@@ -134,6 +134,18 @@ func (h *Host) lock(ctx context.Context) (unlock func(), err error) {
 	return h.store.Unlock, nil
 }
 
+// lockList is lock, and the deployments as they are under it.
+func (h *Host) lockList(ctx context.Context) (list deployments, unlock func(), err error) {
+	if unlock, err = h.lock(ctx); err != nil {
+		return nil, nil, err
+	}
+	if list, err = h.store.Deployments(); err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	return list, unlock, nil
+}
+
 func wrap(doing string, err error) error {
 	if err == nil {
 		return nil

@@ -87,15 +87,11 @@ func install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, err
 }
 
 func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibridge.Reference, o InstallOptions) (*v1.Result, error) {
-	unlock, err := h.lock(ctx)
+	list, unlock, err := h.lockList(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	list, err := h.store.Deployments()
-	if err != nil {
-		return nil, err
-	}
 	info, err := sourceInfo(src)
 	if err != nil {
 		return nil, err

@@ -40,15 +40,11 @@ func (h *Host) Kargs(ctx context.Context, o KargsOptions) (*v1.Result, error) {
 }
 
 func (h *Host) editKargs(ctx context.Context, o KargsOptions) (*v1.Result, error) {
-	unlock, err := h.lock(ctx)
+	list, unlock, err := h.lockList(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	list, err := h.store.Deployments()
-	if err != nil {
-		return nil, err
-	}
 	base := list.followed()
 	switch {
 	case base == nil:

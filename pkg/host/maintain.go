@@ -21,15 +21,11 @@ func (h *Host) Cleanup(ctx context.Context, o CleanupOptions) (*v1.Cleanup, erro
 }
 
 func (h *Host) cleanup(ctx context.Context, o CleanupOptions) (*v1.Cleanup, error) {
-	unlock, err := h.lock(ctx)
+	list, unlock, err := h.lockList(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	list, err := h.store.Deployments()
-	if err != nil {
-		return nil, err
-	}
 	var gone deployments
 	if d := list.staged(); o.Staged && d != nil {
 		gone = append(gone, d)
@@ -67,15 +63,11 @@ func (h *Host) Pin(ctx context.Context, index int, pinned bool) (*v1.Result, err
 }
 
 func (h *Host) pin(ctx context.Context, verb string, index int, pinned bool) (*v1.Result, error) {
-	unlock, err := h.lock(ctx)
+	list, unlock, err := h.lockList(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	list, err := h.store.Deployments()
-	if err != nil {
-		return nil, err
-	}
 	d, err := list.at(index)
 	if err != nil {
 		return nil, err

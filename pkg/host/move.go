@@ -145,15 +145,11 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := h.lock(ctx)
+	list, unlock, err := h.lockList(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	list, err := h.store.Deployments()
-	if err != nil {
-		return nil, err
-	}
 	base := list.followed()
 	if err := h.changeable(list); err != nil {
 		return nil, err
@@ -285,15 +281,11 @@ func (h *Host) hasFinalizer() bool {
 
 // release lets shutdown finalise what DownloadOnly staged.
 func (h *Host) release(ctx context.Context) (*v1.Result, error) {
-	unlock, err := h.lock(ctx)
+	list, unlock, err := h.lockList(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	list, err := h.store.Deployments()
-	if err != nil {
-		return nil, err
-	}
 	d := list.staged()
 	switch {
 	case d == nil:

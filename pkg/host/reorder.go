@@ -33,15 +33,11 @@ func (h *Host) Rollback(ctx context.Context) (*v1.Result, error) {
 
 // reorder makes a deployment that is there what the next boot takes.
 func (h *Host) reorder(ctx context.Context, verb string, choose func(deployments) (*deployment, error)) (*v1.Result, error) {
-	unlock, err := h.lock(ctx)
+	list, unlock, err := h.lockList(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	list, err := h.store.Deployments()
-	if err != nil {
-		return nil, err
-	}
 	d, err := choose(list)
 	if err != nil {
 		return nil, err

@@ -39,15 +39,11 @@ func (h *Host) SelfInstall(ctx context.Context, version string) ([]string, error
 }
 
 func (h *Host) selfInstall(ctx context.Context, version string) ([]string, error) {
-	unlock, err := h.lock(ctx)
+	list, unlock, err := h.lockList(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	list, err := h.store.Deployments()
-	if err != nil {
-		return nil, err
-	}
 	d := list.current()
 	if d == nil {
 		return nil, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
