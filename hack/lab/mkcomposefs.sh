@@ -15,7 +15,6 @@ suite=sid
 cache=${KEDGE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kedge}
 key=$(sha256sum "$0" | cut -c1-16)
 root=$cache/composefs-$suite-$key
-mirror=${KEDGE_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 
 if [ ! -e "$root" ]; then
   mkdir -p "$cache"
@@ -27,7 +26,7 @@ if [ ! -e "$root" ]; then
     trap 'rm -rf "$new" "$log"' EXIT
     # sid's Release file may be older than it promises to be renewed.
     if ! mmdebstrap --variant=extract --include="$programs" --mode="$([ "$(id -u)" = 0 ] && echo root || echo unshare)" \
-      --aptopt='Acquire::Check-Valid-Until "false"' "$suite" "$new" "$mirror" >"$log" 2>&1; then
+      --aptopt='Acquire::Check-Valid-Until "false"' "$suite" "$new" >"$log" 2>&1; then
       tail -n 20 "$log" >&2
       echo "mkcomposefs.sh: cannot unpack $programs of $suite" >&2
       exit 1
