@@ -9,22 +9,21 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"slices"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/internal/atomicfile"
 )
 
-// stateDir is kedge's own state beside the store, beneath the sysroot.
-const stateDir = "ostree/kedge"
-
-const historyFile = stateDir + "/history"
+// historyFile is beneath the store's StateDir.
+const historyFile = "history"
 
 // History returns every recorded change of the deployments, newest first.
 // Lines that cannot be read (torn by a power cut, or of a later format) are
 // left out.
 func (h *Host) History(context.Context) ([]v1.HistoryEntry, error) {
-	data, err := h.root.ReadFile(historyFile)
+	data, err := h.root.ReadFile(path.Join(h.store.StateDir(), historyFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return []v1.HistoryEntry{}, nil
 	}
@@ -64,20 +63,20 @@ func historyOf(verb string, d *deployment) v1.HistoryEntry {
 // a failure is logged and does not undo what was done.
 func (h *Host) record(e v1.HistoryEntry) {
 	e.V, e.Time = v1.HistoryVersion, h.cfg.Clock().UTC()
-	if err := appendHistory(h.root, e); err != nil {
+	if err := appendHistory(h.root, h.store.StateDir(), e); err != nil {
 		h.cfg.Log.Warn("the history was not written", "error", err)
 	}
 }
 
-func appendHistory(root *os.Root, e v1.HistoryEntry) error {
+func appendHistory(root *os.Root, dir string, e v1.HistoryEntry) error {
 	line, err := json.Marshal(e)
 	if err != nil {
 		return err
 	}
-	if err := root.MkdirAll(stateDir, 0o755); err != nil {
+	if err := root.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	f, err := root.OpenFile(historyFile, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
+	f, err := root.OpenFile(path.Join(dir, historyFile), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
@@ -95,5 +94,5 @@ func appendHistory(root *os.Root, e v1.HistoryEntry) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	return atomicfile.SyncDir(root, stateDir)
+	return atomicfile.SyncDir(root, dir)
 }

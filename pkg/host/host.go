@@ -3,7 +3,7 @@
 // package that knows the image source, the store and the boot entries, and
 // joins them:
 //
-//	ocibridge ──► store (ostree) ──► boot
+//	ocibridge ──► store (ostree │ composefs) ──► boot
 //
 // An operation takes the sysroot's lock, decides, checks that there is room,
 // imports the image into the store, makes a deployment, and then either writes
@@ -41,7 +41,7 @@ type Progress interface {
 
 // Config is what a Host works with. Zero fields take the machine's own.
 type Config struct {
-	// Sysroot is the directory that holds ostree/ ("/"). It is written directly
+	// Sysroot is the directory that holds the store ("/"). It is written directly
 	// unless it is the one that the machine is booted from.
 	Sysroot string
 	// Machine is the root of the running machine ("/"): its run/ and proc/
@@ -96,15 +96,21 @@ func (silent) Step(string, string)              {}
 
 // Host is an open sysroot.
 type Host struct {
-	cfg   Config
-	store *ostreeStore
-	root  *os.Root // the store's; holds ostree/
+	cfg     Config
+	backend *backend
+	store   store
+	root    *os.Root // the store's
 }
 
-// Open opens the sysroot that cfg names. A directory that is none is NotFound.
+// Open opens the sysroot that cfg names, with the backend that it has. A
+// directory that is none is NotFound.
 func Open(_ context.Context, cfg Config) (*Host, error) {
 	cfg = cfg.withDefaults()
-	store, err := openOSTree(cfg)
+	b, err := findBackend(cfg)
+	var store store
+	if err == nil {
+		store, err = b.open(cfg)
+	}
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fault.New(fault.Denied, "run the command as root", "%w", err)
@@ -113,7 +119,7 @@ func Open(_ context.Context, cfg Config) (*Host, error) {
 	case err != nil:
 		return nil, err
 	}
-	return &Host{cfg: cfg, store: store, root: store.Root()}, nil
+	return &Host{cfg: cfg, backend: b, store: store, root: store.Root()}, nil
 }
 
 // Close releases the lock, if it is held, and every descriptor.

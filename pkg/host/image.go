@@ -17,9 +17,17 @@ type imageInfo struct {
 	version  string
 	created  time.Time
 	arch     string
-	layers   []ociv1.Descriptor
+	layers   []imageLayer
 	manifest []byte
 	config   []byte
+}
+
+// imageLayer is a layer as the manifest and the config name it.
+type imageLayer struct {
+	digest    string // of the blob, "sha256:…"
+	diffID    string // of the uncompressed tar; "" where the config has too few
+	mediaType string
+	size      int64 // of the blob
 }
 
 // parseImage reads a stored manifest and config.
@@ -33,8 +41,15 @@ func parseImage(digest string, manifest, config []byte) (*imageInfo, error) {
 		return nil, fmt.Errorf("read the stored config of %s: %w", digest, err)
 	}
 	i := &imageInfo{
-		digest: digest, manifest: manifest, config: config, layers: m.Layers, arch: c.Architecture,
+		digest: digest, manifest: manifest, config: config, arch: c.Architecture,
 		version: c.Config.Labels[ociv1.AnnotationVersion],
+	}
+	for n, d := range m.Layers {
+		l := imageLayer{digest: d.Digest.String(), mediaType: d.MediaType, size: d.Size}
+		if n < len(c.RootFS.DiffIDs) {
+			l.diffID = c.RootFS.DiffIDs[n].String()
+		}
+		i.layers = append(i.layers, l)
 	}
 	if i.version == "" {
 		i.version = m.Annotations[ociv1.AnnotationVersion]
@@ -57,7 +72,7 @@ func sourceInfo(s *ocibridge.Source) (*imageInfo, error) {
 func (i *imageInfo) size() int64 {
 	var n int64
 	for _, l := range i.layers {
-		n += l.Size
+		n += l.size
 	}
 	return n
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -30,15 +31,38 @@ type InstallOptions struct {
 }
 
 func (o InstallOptions) check() error {
-	if o.Backend != "" && o.Backend != "ostree" {
-		return fault.New(fault.Usage, "use --backend ostree", "backend %q: this version of kedge installs the ostree backend only", o.Backend)
-	}
 	if o.Bootloader != "" && o.Bootloader != "none" {
 		return fault.New(fault.Usage, "use --bootloader none and install a boot loader that reads /boot/loader/entries",
 			"boot loader %q: this version of kedge installs none", o.Bootloader)
 	}
 	return checkKargs(o.Kargs)
 }
+
+// backend returns the one to install: a directory that has one keeps it.
+func (o InstallOptions) backend(cfg Config) (*backend, error) {
+	there, err := findBackend(cfg)
+	if fault.KindOf(err) == fault.NotFound || errors.Is(err, fs.ErrNotExist) {
+		there, err = nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case o.Backend != "" && o.Backend != AutoBackend:
+		b, err := backendNamed(o.Backend)
+		if err == nil && there != nil && there != b {
+			return nil, fault.New(fault.Conflict, "use an empty directory or a file system that was just made",
+				"%s is a sysroot of the %s backend", cfg.Sysroot, there.name)
+		}
+		return b, err
+	case there != nil:
+		return there, nil
+	}
+	return backends[0], nil
+}
+
+// AutoBackend is the Backend that a directory has already, else ostree.
+const AutoBackend = "auto"
 
 // Install makes the directory cfg.Sysroot a sysroot that boots an image. A
 // sysroot that has deployments already is a Conflict; what an interrupted
@@ -65,7 +89,11 @@ func install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, err
 			return nil, err
 		}
 	}
-	if err := checkTarget(cfg.Sysroot); err != nil {
+	b, err := o.backend(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkTarget(cfg.Sysroot, b); err != nil {
 		return nil, err
 	}
 	// Nothing is written before the image is known to exist, to be allowed, and
@@ -75,7 +103,7 @@ func install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, err
 		return nil, err
 	}
 	defer cfg.closeQuietly(src)
-	if err := initialise(cfg.Sysroot); err != nil {
+	if err := b.initialise(cfg.Sysroot, o); err != nil {
 		return nil, err
 	}
 	h, err := Open(ctx, cfg)
@@ -96,7 +124,7 @@ func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibri
 	if err != nil {
 		return nil, err
 	}
-	if d := list.current(); h.store.interrupted && len(list) == 1 && isAt(d, follow, info.digest) {
+	if d := list.current(); h.store.Interrupted() && len(list) == 1 && isAt(d, follow, info.digest) {
 		// The commit point was behind the installation that was interrupted.
 		h.changed(ctx, "install", nil, d)
 		return result("install", d), h.store.Settle(ctx)
@@ -128,7 +156,7 @@ func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibri
 
 // checkTarget refuses a directory in which something lives that is neither a
 // sysroot nor a file system's own.
-func checkTarget(dir string) error {
+func checkTarget(dir string, b *backend) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fault.New(fault.NotFound, "make the directory, or mount the root file system there", "%s does not exist", dir)
@@ -136,10 +164,9 @@ func checkTarget(dir string) error {
 	if err != nil {
 		return fault.New(fault.KindOf(err), "", "read %s: %w", dir, err)
 	}
+	own := append([]string{"lost+found", "boot", "efi"}, b.own...)
 	for _, e := range entries {
-		switch e.Name() {
-		case "lost+found", "boot", "ostree", "efi":
-		default:
+		if !slices.Contains(own, e.Name()) {
 			return fault.New(fault.Conflict, "use an empty directory or a file system that was just made",
 				"%s is not empty: it has %s", dir, e.Name())
 		}
@@ -155,7 +182,7 @@ func checkTarget(dir string) error {
 		return nil
 	}
 	for _, e := range entries {
-		if _, err := os.Stat(filepath.Join(dir, "ostree")); err == nil {
+		if _, err := os.Stat(filepath.Join(dir, b.dir)); err == nil {
 			break
 		}
 		if strings.HasPrefix(e.Name(), "vmlinuz") || strings.HasPrefix(e.Name(), "initr") {

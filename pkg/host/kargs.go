@@ -20,7 +20,8 @@ type KargsOptions struct {
 // Empty reports whether there is nothing to do.
 func (o KargsOptions) Empty() bool { return len(o.Append)+len(o.Delete)+len(o.Replace) == 0 }
 
-// ShowKargs returns the arguments that the next boot has, without ostree=.
+// ShowKargs returns the arguments that the next boot has, without those that lead
+// to the root.
 func (h *Host) ShowKargs(context.Context) ([]string, error) {
 	list, err := h.store.Deployments()
 	if err != nil {
@@ -86,6 +87,9 @@ func (o KargsOptions) apply(args karg.Args) (karg.Args, error) {
 	return args.Append(o.Append...), nil
 }
 
+// rootKargs lead to the root that a boot entry boots.
+var rootKargs = []string{"ostree", "composefs", "composefs.digest"}
+
 // checkKargs refuses what would not come back from a boot entry as it was
 // given, or would break the boot entry's link to its root.
 func checkKargs(list []string) error {
@@ -93,8 +97,8 @@ func checkKargs(list []string) error {
 		switch {
 		case len(karg.Parse(a)) != 1 || karg.Parse(a)[0] != a:
 			return fault.New(fault.Usage, `put quotes around a value with spaces: --append 'key="a b"'`, "%q is not one kernel argument", a)
-		case karg.Key(a) == "ostree":
-			return fault.New(fault.Usage, "kedge sets it for each deployment", "the kernel argument ostree= cannot be edited")
+		case slices.Contains(rootKargs, karg.Key(a)):
+			return fault.New(fault.Usage, "kedge sets it for each deployment", "the kernel argument %s= cannot be edited", karg.Key(a))
 		}
 	}
 	return nil

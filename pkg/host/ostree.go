@@ -10,9 +10,7 @@ import (
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot"
-	"github.com/kedge-os/kedge/pkg/boot/keyfile"
 	"github.com/kedge-os/kedge/pkg/fault"
-	"github.com/kedge-os/kedge/pkg/ocibridge"
 	"github.com/kedge-os/kedge/pkg/ostree"
 	"github.com/kedge-os/kedge/pkg/ostree/object"
 	"github.com/kedge-os/kedge/pkg/selinux"
@@ -20,10 +18,16 @@ import (
 
 const repoDir = "ostree/repo"
 
+// stateDir is kedge's own state beside the repository.
+const stateDir = "ostree/kedge"
+
+var ostreeBackend = &backend{
+	name: "ostree", dir: "ostree/deploy", marker: "run/ostree/staged-deployment", own: []string{"ostree"},
+	initialise: func(dir string, _ InstallOptions) error { return initialise(dir) },
+	open:       openOSTree,
+}
+
 // ostreeStore is the ostree backend: libostree's repository and its sysroot.
-// Its methods are what Host asks of a store, in words that hold for any: lock,
-// deployments, import, deploy, reorder, pin, clean up, check. Nothing outside
-// the ostree*.go files of this package names a commit or a boot.Deployment.
 type ostreeStore struct {
 	cfg     Config
 	sysroot *boot.Sysroot
@@ -34,7 +38,7 @@ type ostreeStore struct {
 	swept       bool // nothing is left over of it
 }
 
-func openOSTree(cfg Config) (*ostreeStore, error) {
+func openOSTree(cfg Config) (store, error) {
 	s := &ostreeStore{cfg: cfg}
 	var err error
 	o := boot.Options{Repo: (*bootRepo)(s), Logger: cfg.Log, Clock: cfg.Clock, Host: cfg.Machine, NoSync: cfg.NoSync, Writable: cfg.Write}
@@ -57,17 +61,33 @@ func (s *ostreeStore) Close() {
 	s.sysroot.Close()
 }
 
-// Name returns the backend's name as status shows it.
+// Name implements store.
 func (s *ostreeStore) Name() string { return "ostree" }
 
-// Root returns the directory that holds ostree/.
+// Root implements store; the directory holds ostree/.
 func (s *ostreeStore) Root() *os.Root { return s.sysroot.Root() }
 
-// Booted reports whether the machine runs from this store.
+// StateDir implements store.
+func (s *ostreeStore) StateDir() string { return stateDir }
+
+// Booted implements store.
 func (s *ostreeStore) Booted() bool { return s.sysroot.IsBooted() }
 
-// Lock excludes every other writer, libostree's too, until Unlock, and clears
-// up after one that died.
+// Interrupted implements store.
+func (s *ostreeStore) Interrupted() bool { return s.interrupted }
+
+// KernelDirs implements store.
+func (s *ostreeStore) KernelDirs() string { return "ostree/*-*" }
+
+// Warnings implements store.
+func (s *ostreeStore) Warnings(deployments) []string { return nil }
+
+// Needs implements store.
+func (s *ostreeStore) Needs() requirement {
+	return requirement{"ostree-prepare-root", "the initramfs may lack it too, and the image then does not boot", []string{"usr/lib/ostree/ostree-prepare-root"}}
+}
+
+// Lock implements store. The lock is libostree's.
 func (s *ostreeStore) Lock(ctx context.Context) error {
 	if err := s.sysroot.Lock(ctx); err != nil {
 		return err
@@ -85,10 +105,10 @@ func (s *ostreeStore) Unlock() {
 	s.sysroot.Unlock()
 }
 
-// Problems returns what is wrong with the sysroot and was passed over.
+// Problems implements store.
 func (s *ostreeStore) Problems() []error { return s.sysroot.Problems() }
 
-// Deployments returns the deployments as they are on disk.
+// Deployments implements store.
 func (s *ostreeStore) Deployments() (deployments, error) {
 	var list deployments
 	for _, b := range s.sysroot.Deployments() {
@@ -107,8 +127,7 @@ func (s *ostreeStore) Deployments() (deployments, error) {
 	return list, nil
 }
 
-// NoteUpdate notes, where bootc looks for it, an image that is newer than that
-// of a deployment.
+// NoteUpdate implements store, in the place where bootc looks.
 func (s *ostreeStore) NoteUpdate(ctx context.Context, d *deployment, i *imageInfo) error {
 	sum, err := object.ParseChecksum(d.root)
 	if err != nil {
@@ -135,7 +154,7 @@ func (s *ostreeStore) notedUpdate(commit string) *imageInfo {
 	return info
 }
 
-// Describe fills in what status says of a deployment of this backend alone.
+// Describe implements store.
 func (s *ostreeStore) Describe(d *deployment, e *v1.BootEntry) {
 	store := v1.StoreOSTreeContainer
 	e.Store = &store
@@ -167,72 +186,6 @@ func (s *ostreeStore) native(d *deployment) (*boot.Deployment, error) {
 		}
 	}
 	return nil, fault.New(fault.NotFound, "kedge status shows what there is", "the deployment %s is gone", d.id)
-}
-
-// What names the image in an origin file.
-const (
-	groupOrigin  = "origin"
-	keyContainer = "container-image-reference"
-)
-
-// foreignGroups make bootc report a deployment as incompatible: they hold
-// changes that it would lose.
-var foreignGroups = []string{"rpmostree", "packages", "overrides", "modules"}
-
-func parseOrigin(f *keyfile.File) origin {
-	var o origin
-	if text, ok := f.Get(groupOrigin, keyContainer); ok {
-		o.text = text
-		if ref, err := ocibridge.ParseOrigin(text); err == nil {
-			o.ref = &ref
-		}
-	}
-	for _, key := range []string{"refspec", "baserefspec"} {
-		if v, ok := f.Get(groupOrigin, key); ok && o.refspec == "" {
-			o.refspec = v
-		}
-	}
-	var p v1.Packages
-	list := func(to *[]string, group string, keys ...string) {
-		for _, key := range keys {
-			items, _ := f.List(group, key)
-			*to = append(*to, items...)
-		}
-	}
-	list(&p.Requested, "packages", "requested", "requested-local", "requested-local-fileoverride")
-	list(&p.Removed, "overrides", "remove")
-	list(&p.Replaced, "overrides", "replace", "replace-local")
-	if len(p.Requested)+len(p.Removed)+len(p.Replaced) > 0 {
-		o.packages = &p
-	}
-	for _, g := range foreignGroups {
-		o.incompatible = o.incompatible || f.HasGroup(g)
-		for _, key := range f.Keys(g) {
-			if v, _ := f.Get(g, key); v != "" && v != "false" {
-				o.changes = append(o.changes, fmt.Sprintf("[%s] %s=%s", g, key, v))
-			}
-		}
-	}
-	return o
-}
-
-// originOf makes the origin file of a new deployment: the intent of the one it
-// continues with another image. Pins and the like stay behind with the old one.
-func originOf(base *boot.Deployment, ref ocibridge.Reference) *keyfile.File {
-	f := &keyfile.File{}
-	if base != nil {
-		f = base.Origin.Clone()
-	}
-	f.DeleteGroup("libostree-transient")
-	// What is in them has been found to ask for nothing (Host.changeable).
-	for _, g := range foreignGroups {
-		f.DeleteGroup(g)
-	}
-	for _, key := range []string{"refspec", "baserefspec"} {
-		f.Delete(groupOrigin, key)
-	}
-	f.Set(groupOrigin, keyContainer, ref.Origin())
-	return f
 }
 
 // speculative returns the policy that will probably label the next root.
@@ -288,8 +241,7 @@ func setSysrootConfig(repo *ostree.Repo) error {
 	return repo.SetConfig(c.Set("sysroot", "bootloader", "none"))
 }
 
-// InitStateroot makes a stateroot; one that an interrupted installation left
-// is used as it is.
+// InitStateroot implements store.
 func (s *ostreeStore) InitStateroot(name string) error {
 	have, err := s.sysroot.Stateroots()
 	if err != nil || slices.Contains(have, name) {

@@ -3,35 +3,17 @@ package host
 import (
 	"context"
 	"fmt"
+	"os"
 	"path"
 	"time"
 
 	"github.com/kedge-os/kedge/pkg/boot"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/fault"
-	"github.com/kedge-os/kedge/pkg/ocibridge"
 )
 
-// deployRequest says what a new deployment is made of.
-type deployRequest struct {
-	root string
-	// ref is recorded as what upgrades follow; nil keeps the origin of base.
-	ref *ocibridge.Reference
-	// base is the deployment whose intent is continued: origin and kernel
-	// arguments. /etc always comes from what runs, or would run. nil: the first
-	// deployment of its stateroot.
-	base      *deployment
-	stateroot string
-	// kargs replace those of base; nil keeps them, with what the images bring
-	// set off against each other.
-	kargs karg.Args
-	// hold stages, and leaves it to a later release to be finalised.
-	hold bool
-}
-
-// Deploy makes a root what the next boot takes and returns the deployment. On
-// the booted host it is staged (commit point: the staged marker), else the
-// boot entries are written (commit point: boot.Write's).
+// Deploy implements store. The commit point is the staged marker's on the booted
+// host, else boot.Write's.
 func (s *ostreeStore) Deploy(ctx context.Context, r deployRequest) (d *deployment, err error) {
 	if err := s.begin(); err != nil {
 		return nil, err
@@ -50,7 +32,7 @@ func (s *ostreeStore) Deploy(ctx context.Context, r deployRequest) (d *deploymen
 		req.Origin = base.Origin.Clone()
 	}
 	if r.ref != nil {
-		req.Origin = originOf(base, *r.ref)
+		req.Origin = originOf(req.Origin, *r.ref)
 	}
 	req.Kargs, req.ExactKargs = r.kargs, r.base != nil && r.kargs != nil
 	if base != nil && base.Staged && r.kargs == nil {
@@ -129,19 +111,19 @@ func (s *ostreeStore) reload(ctx context.Context, fresh, before *boot.Deployment
 	return d, nil
 }
 
-// DeploymentDir returns the directory of a deployment's root beneath Root.
-func (s *ostreeStore) DeploymentDir(d *deployment) string {
-	return path.Join("ostree/deploy", d.stateroot, "deploy", fmt.Sprintf("%s.%d", d.root, d.serial))
+// OpenDeployment implements store.
+func (s *ostreeStore) OpenDeployment(d *deployment) (root, vardir *os.Root, err error) {
+	dir := path.Join("ostree/deploy", d.stateroot)
+	if root, err = s.Root().OpenRoot(path.Join(dir, "deploy", fmt.Sprintf("%s.%d", d.root, d.serial))); err != nil {
+		return nil, nil, err
+	}
+	if vardir, err = s.Root().OpenRoot(path.Join(dir, "var")); err != nil {
+		_ = root.Close()
+	}
+	return root, vardir, err
 }
 
-// VarDir returns the directory of a deployment's /var beneath Root.
-func (s *ostreeStore) VarDir(d *deployment) string {
-	return path.Join("ostree/deploy", d.stateroot, "var")
-}
-
-// SetDefault makes a deployment that is there what the next boot takes; all
-// others keep their order, and a staged one is discarded. It takes effect at
-// once (commit point: boot.Write's).
+// SetDefault implements store. The commit point is boot.Write's.
 func (s *ostreeStore) SetDefault(ctx context.Context, d *deployment) error {
 	b, err := s.native(d)
 	if err != nil {
@@ -153,7 +135,7 @@ func (s *ostreeStore) SetDefault(ctx context.Context, d *deployment) error {
 	return s.sysroot.Write(ctx, s.sysroot.WithDefault(b))
 }
 
-// Remove takes deployments out of the boot menu (commit point: boot.Write's).
+// Remove implements store. The commit point is boot.Write's.
 func (s *ostreeStore) Remove(ctx context.Context, gone ...*deployment) error {
 	list := s.sysroot.Deployments()
 	for _, d := range gone {
@@ -175,7 +157,7 @@ func (s *ostreeStore) Remove(ctx context.Context, gone ...*deployment) error {
 	return s.sysroot.Write(ctx, list)
 }
 
-// SetPinned pins a deployment or unpins it.
+// SetPinned implements store.
 func (s *ostreeStore) SetPinned(d *deployment, pinned bool) error {
 	b, err := s.native(d)
 	if err != nil {
@@ -184,12 +166,10 @@ func (s *ostreeStore) SetPinned(d *deployment, pinned bool) error {
 	return s.sysroot.SetPinned(b, pinned)
 }
 
-// Release lets shutdown finalise the staged deployment.
+// Release implements store.
 func (s *ostreeStore) Release() error { return s.sysroot.SetHold(false) }
 
-// Finalize puts in place what kedge staged, at shutdown, and returns the
-// deployment's id; "" where there was nothing to do. A failure leaves the old
-// default and is told by FinalizeFailure from then on.
+// Finalize implements store.
 func (s *ostreeStore) Finalize(ctx context.Context) (string, error) {
 	done, err := s.sysroot.Finalize(ctx)
 	if err != nil || done.Deployment == nil {
@@ -198,8 +178,7 @@ func (s *ostreeStore) Finalize(ctx context.Context) (string, error) {
 	return done.Deployment.Stateroot + "/" + done.Deployment.Name(), nil
 }
 
-// FinalizeFailure says why the last finalisation failed; "" where none did
-// since the last that went well.
+// FinalizeFailure implements store.
 func (s *ostreeStore) FinalizeFailure() string {
 	f, err := s.sysroot.Failure()
 	switch {

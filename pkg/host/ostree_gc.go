@@ -13,13 +13,7 @@ import (
 	"github.com/kedge-os/kedge/pkg/ostree/object"
 )
 
-// swept is what a clean-up removed from the repository.
-type swept struct {
-	objects int
-	bytes   int64
-}
-
-// Sweep removes what no deployment needs: checkouts, kernels and boot entries
+// Sweep implements store. It removes what no deployment needs: checkouts, kernels and boot entries
 // of removed deployments, images without a deployment, their layers. Objects
 // are looked through, which takes the longest, only where something went that
 // had some.
@@ -173,8 +167,7 @@ func damageText(d ostree.Damage) string {
 	return s
 }
 
-// Images returns the images in the repository, those that only a deployment
-// keeps too.
+// Images implements store.
 func (s *ostreeStore) Images(list deployments) ([]v1.StoredImage, error) {
 	stored, err := s.repo.Containers()
 	if err != nil {
@@ -211,8 +204,7 @@ func (s *ostreeStore) Images(list deployments) ([]v1.StoredImage, error) {
 	return images, nil
 }
 
-// FindImage returns the root of an image that the repository has, by its
-// digest or its reference; NotFound where it has none.
+// FindImage implements store.
 func (s *ostreeStore) FindImage(name string) (string, error) {
 	stored, err := s.repo.Containers()
 	if err != nil {
@@ -226,8 +218,7 @@ func (s *ostreeStore) FindImage(name string) (string, error) {
 	return "", fault.New(fault.NotFound, "kedge status and kedge image list show what there is", "there is no deployment or image %q", name)
 }
 
-// Exists reports whether a root has a path; a symlink in the middle of it
-// leads nowhere.
+// Exists implements store.
 func (s *ostreeStore) Exists(root, name string) (bool, error) {
 	sum, err := object.ParseChecksum(root)
 	if err != nil {

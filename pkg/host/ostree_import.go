@@ -16,9 +16,7 @@ import (
 // importerVersion is written to commits as the version of their importer.
 const importerVersion = "kedge-1"
 
-// Import brings an image into the repository under the name ref and returns
-// its root. The commit point is that of ostree.WriteContainer; layers that
-// were fetched before a failure are kept for the next try.
+// Import implements store. The commit point is that of ostree.WriteContainer.
 func (s *ostreeStore) Import(ctx context.Context, src *ocibridge.Source, ref ocibridge.Reference) (root string, err error) {
 	if err := s.begin(); err != nil {
 		return "", err
@@ -159,9 +157,8 @@ func (s layerStore) OpenContent(d fstree.Digest) (io.ReadCloser, error) {
 	return s.Import.OpenContent(d)
 }
 
-// HasLayer reports whether a layer need not be fetched. It opens nothing for
-// writing.
-func (s *ostreeStore) HasLayer(digest string) bool {
-	_, err := s.repo.ResolveRev(ostree.LayerRef(digest))
+// HasLayer implements store. It opens nothing for writing.
+func (s *ostreeStore) HasLayer(l imageLayer) bool {
+	_, err := s.repo.ResolveRev(ostree.LayerRef(l.digest))
 	return err == nil
 }

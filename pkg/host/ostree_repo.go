@@ -87,7 +87,7 @@ func (r *bootRepo) SetRefs(ctx context.Context, refs map[string]string) error {
 	return txn.Commit()
 }
 
-// Tree reads the files of a root.
+// Tree implements store.
 func (s *ostreeStore) Tree(ctx context.Context, root string) (*fstree.Tree, error) {
 	sum, err := object.ParseChecksum(root)
 	if err != nil {
@@ -100,9 +100,8 @@ func (s *ostreeStore) Tree(ctx context.Context, root string) (*fstree.Tree, erro
 	return tree, err
 }
 
-// SameContent reports whether two regular files of Tree, of one size, have the
-// same bytes. Their handles are the checksums of objects, which cover owner,
-// mode and attributes too.
+// SameContent implements store. Handles are the checksums of objects, which cover
+// owner, mode and attributes too.
 func (s *ostreeStore) SameContent(a, b *fstree.Inode) (bool, error) {
 	_, x, err := s.repo.OpenFile(object.Checksum(a.Content))
 	if err != nil {

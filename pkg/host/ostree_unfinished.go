@@ -57,8 +57,8 @@ func (s *ostreeStore) recover(ctx context.Context) error {
 	return err
 }
 
-// Settle gives back the layers too that an interrupted change left, where
-// nothing has to be changed any more.
+// Settle implements store: it gives back the layers too that an interrupted
+// change left.
 func (s *ostreeStore) Settle(ctx context.Context) error {
 	if !s.interrupted {
 		return nil

@@ -52,12 +52,12 @@ func (h *Host) plan(ctx context.Context, o PlanOptions) (*v1.Plan, error) {
 	p.Target = info.status(ref)
 	p.Changed = !isAt(list.followed(), ref, info.digest)
 	for _, l := range info.layers {
-		if h.store.HasLayer(l.Digest.String()) {
+		if h.store.HasLayer(l) {
 			p.Fetch.LayersCached++
-			p.Fetch.BytesCached += l.Size
+			p.Fetch.BytesCached += l.size
 		} else {
 			p.Fetch.Layers++
-			p.Fetch.Bytes += l.Size
+			p.Fetch.Bytes += l.size
 		}
 	}
 	if err := h.changeable(list); err != nil {
@@ -147,14 +147,11 @@ func (h *Host) missing(list deployments, has func(string) (bool, error)) ([]v1.P
 		}
 		return paths
 	}
-	for _, c := range []struct {
-		what, consequence string
-		paths             []string
-	}{
+	for _, c := range []requirement{
 		{"kedge", h.withoutKedge(list), bin("kedge")},
 		{"bootc", "bootc commands do not work there", bin("bootc")},
 		{"a package manager", "packages cannot be looked up or added there", bin(packageManagers...)},
-		{"ostree-prepare-root", "the initramfs may lack it too, and the image then does not boot", []string{"usr/lib/ostree/ostree-prepare-root"}},
+		h.store.Needs(),
 	} {
 		ok, err := anyOf(c.paths...)
 		if err != nil {

@@ -240,7 +240,7 @@ func TestTornHistory(t *testing.T) {
 	w := newWorld(t)
 	ref, _ := w.push("stable", 1)
 	w.install(ref)
-	f, err := os.OpenFile(filepath.Join(w.dir, historyFile), os.O_APPEND|os.O_WRONLY, 0)
+	f, err := os.OpenFile(filepath.Join(w.dir, stateDir, historyFile), os.O_APPEND|os.O_WRONLY, 0)
 	must(t, err)
 	_, err = f.WriteString(`{"v":1,"time":"2026-`)
 	must(t, err)

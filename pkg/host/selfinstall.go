@@ -92,22 +92,16 @@ func (h *Host) selfInstall(ctx context.Context, version string) ([]string, error
 // openDeployment opens the root and the /var of a deployment: those of the
 // machine where it is booted, the root being writable in /etc there.
 func (h *Host) openDeployment(d *deployment) (root, vardir *os.Root, err error) {
-	if d.booted {
-		if root, err = os.OpenRoot(h.cfg.Machine); err != nil {
-			return nil, nil, err
-		}
-		vardir, err = os.OpenRoot(filepath.Join(h.cfg.Machine, "var"))
-	} else {
-		if root, err = h.root.OpenRoot(h.store.DeploymentDir(d)); err != nil {
-			return nil, nil, err
-		}
-		vardir, err = h.root.OpenRoot(h.store.VarDir(d))
+	if !d.booted {
+		return h.store.OpenDeployment(d)
 	}
-	if err != nil {
-		_ = root.Close()
+	if root, err = os.OpenRoot(h.cfg.Machine); err != nil {
 		return nil, nil, err
 	}
-	return root, vardir, nil
+	if vardir, err = os.OpenRoot(filepath.Join(h.cfg.Machine, "var")); err != nil {
+		_ = root.Close()
+	}
+	return root, vardir, err
 }
 
 // programLabel returns the label that programs have in a root, so that systemd

@@ -29,14 +29,14 @@ func (h *Host) space(list deployments, image *imageInfo) []v1.PlanSpace {
 	need := int64(overhead)
 	fetch := false
 	for _, l := range image.layers {
-		if h.store.HasLayer(l.Digest.String()) {
+		if h.store.HasLayer(l) {
 			continue
 		}
 		fetch = true
-		if strings.HasSuffix(l.MediaType, ".tar") {
-			need += l.Size
+		if strings.HasSuffix(l.mediaType, ".tar") {
+			need += l.size
 		} else {
-			need += l.Size * expansion / 2
+			need += l.size * expansion / 2
 		}
 	}
 	rootPath, bootPath := h.cfg.Sysroot, filepath.Join(h.cfg.Sysroot, "boot")
@@ -50,7 +50,7 @@ func (h *Host) space(list deployments, image *imageInfo) []v1.PlanSpace {
 	}
 	kernel := int64(0)
 	if fetch || list == nil {
-		kernel = largestKernel(bootPath)
+		kernel = largestKernel(filepath.Join(bootPath, h.store.KernelDirs()))
 	}
 	boot, err := fileSystem(bootPath)
 	if err != nil || boot.id == root.id {
@@ -82,9 +82,9 @@ func (f filesystem) plan(path string, need int64) v1.PlanSpace {
 }
 
 // largestKernel returns the size of the largest kernel with its initramfs that
-// is installed; 0 where there is none.
-func largestKernel(bootPath string) (largest int64) {
-	dirs, err := filepath.Glob(filepath.Join(bootPath, "ostree", "*-*"))
+// is installed in a directory that the pattern matches; 0 where there is none.
+func largestKernel(pattern string) (largest int64) {
+	dirs, err := filepath.Glob(pattern)
 	if err != nil {
 		return 0
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -54,10 +53,11 @@ func (h *Host) Status(context.Context) (*v1.Host, error) {
 		s.UsrOverlay = h.usrOverlay()
 		s.ReadOnly = h.readOnlyMedium()
 	}
-	s.Kedge = &v1.KedgeStatus{Backend: h.store.Name(), Generation: generation(h.cfg), FinalizeFailure: h.store.FinalizeFailure()}
+	s.Kedge = &v1.KedgeStatus{Backend: h.store.Name(), Generation: h.backend.generation(h.cfg), FinalizeFailure: h.store.FinalizeFailure()}
 	for _, problem := range h.store.Problems() {
 		s.Kedge.Warnings = append(s.Kedge.Warnings, problem.Error())
 	}
+	s.Kedge.Warnings = append(s.Kedge.Warnings, h.store.Warnings(list)...)
 	return out, nil
 }
 
@@ -183,28 +183,16 @@ func published(cfg Config) (*v1.Host, error) {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return nil, fault.New(fault.Corrupt, "", "read %s: %w", publishedFile, err)
 	}
-	current := generation(cfg)
-	if s.Status.Kedge != nil && s.Status.Kedge.Generation != current && !strings.Contains(current, hidden) {
+	if s.Status.Kedge == nil {
+		return &s, nil
+	}
+	b, err := backendNamed(s.Status.Kedge.Backend)
+	if err != nil {
+		return nil, fault.New(fault.Corrupt, "", "read %s: %w", publishedFile, err)
+	}
+	current := b.generation(cfg)
+	if s.Status.Kedge.Generation != current && !strings.Contains(current, hidden) {
 		s.Status.Kedge.Warnings = append(s.Status.Kedge.Warnings, "this status was published before the last change; run kedge status as root for the current one")
 	}
 	return &s, nil
-}
-
-// hidden stands in a generation for what the user may not look at.
-const hidden = "?"
-
-// generation identifies the state of the deployments: libostree and kedge touch
-// ostree/deploy at every change, and the marker says what is staged.
-func generation(cfg Config) string {
-	mtime := func(path string) string {
-		st, err := os.Stat(path)
-		switch {
-		case errors.Is(err, fs.ErrPermission):
-			return hidden
-		case err != nil:
-			return "-"
-		}
-		return fmt.Sprint(st.ModTime().UnixNano())
-	}
-	return mtime(filepath.Join(cfg.Sysroot, "ostree/deploy")) + "/" + mtime(filepath.Join(cfg.Machine, "run/ostree/staged-deployment"))
 }
