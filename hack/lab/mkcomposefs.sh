@@ -32,10 +32,15 @@ if [ ! -e "$root" ]; then
       exit 1
     fi
     chmod 755 "$new"
+    touch "$new"
     mv -T "$new" "$root"
+    # What an older version of this file made and nobody has used for two weeks.
+    find "$cache" -mindepth 1 -maxdepth 1 -name "composefs-$suite-*" ! -path "$root" -type d -mtime +14 -exec rm -rf {} +
   fi
   exec 9>&-
 fi
+
+touch -c "$root" 2>/dev/null || true
 
 if [ "${1:-}" = --root ]; then
   echo "$root"

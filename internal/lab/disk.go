@@ -11,37 +11,67 @@ import (
 // what a kernel booted directly finds as root=LABEL=…
 type Disk struct {
 	Path string
+	// Boot is the image of a file system of its own for /boot, a second disk of
+	// the machine; "": /boot is a directory of the first.
+	Boot string
 }
 
 // NewDisk makes a sparse image of size bytes at path with a file system of the
 // kind fs (ext4, xfs, btrfs), labelled label.
 func NewDisk(ctx context.Context, path, fs, label string, size int64) (*Disk, error) {
+	return &Disk{Path: path}, makeImage(ctx, path, fs, label, size)
+}
+
+// AddBoot gives the disk a file system of its own for /boot, at path and
+// labelled boot.
+func (d *Disk) AddBoot(ctx context.Context, path, fs string, size int64) error {
+	d.Boot = path
+	return makeImage(ctx, path, fs, "boot", size)
+}
+
+func makeImage(ctx context.Context, path, fs, label string, size int64) error {
 	f, err := os.Create(path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
-		return nil, err
+		return err
 	}
 	args := []string{"-q", "-L", label, path}
 	if fs == "btrfs" {
 		args = []string{"-q", "-f", "-L", label, path}
 	}
-	if _, err := Command(ctx, "mkfs."+fs, args...); err != nil {
-		return nil, err
-	}
-	return &Disk{Path: path}, nil
+	_, err = Command(ctx, "mkfs."+fs, args...)
+	return err
 }
 
-// With mounts the disk in a directory of its own, calls fn with it, and
-// unmounts. The guest must not run meanwhile.
-func (d *Disk) With(ctx context.Context, fn func(root string) error) (err error) {
+// With mounts the disk in a directory of its own, /boot in it, calls fn with it,
+// and unmounts. The guest must not run meanwhile.
+func (d *Disk) With(ctx context.Context, fn func(root string) error) error {
+	return withImage(ctx, d.Path, func(root string) error {
+		if d.Boot == "" {
+			return fn(root)
+		}
+		boot := filepath.Join(root, "boot")
+		if err := os.MkdirAll(boot, 0o755); err != nil {
+			return err
+		}
+		return withMount(ctx, d.Boot, boot, func() error { return fn(root) })
+	})
+}
+
+// withImage mounts an image in a directory of its own while fn runs.
+func withImage(ctx context.Context, image string, fn func(dir string) error) (err error) {
 	dir, err := os.MkdirTemp("", "kedge-disk-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.Remove(dir)) }()
-	if _, err := Command(ctx, "mount", "-o", "loop", d.Path, dir); err != nil {
+	return withMount(ctx, image, dir, func() error { return fn(dir) })
+}
+
+func withMount(ctx context.Context, image, dir string, fn func() error) (err error) {
+	if _, err := Command(ctx, "mount", "-o", "loop", image, dir); err != nil {
 		return err
 	}
 	defer func() {
@@ -49,36 +79,43 @@ func (d *Disk) With(ctx context.Context, fn func(root string) error) (err error)
 		_, uerr := Command(context.WithoutCancel(ctx), "umount", dir)
 		err = errors.Join(err, uerr)
 	}()
-	return fn(dir)
+	return fn()
 }
 
 // bootFiles copies kernel and initrd of the disk's default entry to dir and
-// returns the entry with the copies' paths, as a boot loader loads them.
+// returns the entry with the copies' paths. As a boot loader does it, paths are
+// looked up in the file system that holds the entries: that is /boot's own where
+// it has one, else the root's, where a path starts with /boot or not
+// (libostree's bootprefix).
 func (d *Disk) bootFiles(ctx context.Context, dir string) (BootEntry, error) {
+	image, boot := d.Path, "boot"
+	if d.Boot != "" {
+		image, boot = d.Boot, "."
+	}
 	var e BootEntry
-	err := d.With(ctx, func(root string) error {
-		boot := filepath.Join(root, "boot")
+	err := withImage(ctx, image, func(top string) error {
+		boot := filepath.Join(top, boot)
 		var err error
 		if e, err = DefaultEntry(boot); err != nil {
 			return err
 		}
-		if e.Linux, err = copyBootFile(boot, e.Linux, filepath.Join(dir, "vmlinuz")); err != nil {
+		if e.Linux, err = copyBootFile(filepath.Join(dir, "vmlinuz"), e.Linux, boot, top); err != nil {
 			return err
 		}
 		if e.Initrd != "" {
-			e.Initrd, err = copyBootFile(boot, e.Initrd, filepath.Join(dir, "initrd"))
+			e.Initrd, err = copyBootFile(filepath.Join(dir, "initrd"), e.Initrd, boot, top)
 		}
 		return err
 	})
 	return e, err
 }
 
-// copyBootFile copies path, which an entry names, to dst. With /boot on the
-// root file system an entry's path may start with /boot or not (bootprefix).
-func copyBootFile(boot, path, dst string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(boot, path))
+// copyBootFile copies path, which lies in the first or the second directory, to
+// dst.
+func copyBootFile(dst, path, first, second string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(first, path))
 	if errors.Is(err, os.ErrNotExist) {
-		b, err = os.ReadFile(filepath.Join(filepath.Dir(boot), path))
+		b, err = os.ReadFile(filepath.Join(second, path))
 	}
 	if err != nil {
 		return "", err

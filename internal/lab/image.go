@@ -48,22 +48,30 @@ func made(t testing.TB, recipe string) string {
 
 // Make runs a recipe of hack/lab, which prints where what it made is.
 func Make(ctx context.Context, recipe string) (string, error) {
-	out, err := Command(ctx, filepath.Join(SourceDir(), "hack/lab", recipe))
-	if err != nil {
-		return "", fmt.Errorf("lab recipe %s: %w", recipe, err)
-	}
-	return lastLines(strings.TrimSpace(out), 1), nil
+	return makeWith(recipe, func(path string) (string, error) { return Command(ctx, path) })
 }
 
 // MakeAloud is Make with the recipe's words on this process's stderr.
 func MakeAloud(ctx context.Context, recipe string) (string, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(SourceDir(), "hack/lab", recipe))
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
+	return makeWith(recipe, func(path string) (string, error) {
+		cmd := exec.CommandContext(ctx, path)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.Output()
+		return string(out), err
+	})
+}
+
+func makeWith(recipe string, run func(path string) (string, error)) (string, error) {
+	out, err := run(filepath.Join(SourceDir(), "hack/lab", recipe))
 	if err != nil {
 		return "", fmt.Errorf("lab recipe %s: %w", recipe, err)
 	}
-	return lastLines(strings.TrimSpace(string(out)), 1), nil
+	cache, err := CacheDir()
+	if err != nil {
+		return "", err
+	}
+	made := lastLines(strings.TrimSpace(out), 1)
+	return made, keepUsed(cache, made)
 }
 
 // SourceDir returns the top of kedge's source tree, where the recipes lie: the

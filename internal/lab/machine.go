@@ -119,6 +119,9 @@ func (m *Machine) arguments(e BootEntry, console, sock string) []string {
 		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
 		"-chardev", "socket,id=agent,path=" + sock, "-device", "virtserialport,chardev=agent,name=kedge.agent",
 	}
+	if m.Disk.Boot != "" {
+		args = append(args, "-drive", "file="+m.Disk.Boot+",if=virtio,format=raw,cache=unsafe")
+	}
 	if e.Initrd != "" {
 		args = append(args, "-initrd", e.Initrd)
 	}

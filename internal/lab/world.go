@@ -18,6 +18,8 @@ type World struct {
 	Podman   *Podman
 	Kedge    string // static binary
 	Conf     string // registries.conf for programs on this machine: CONTAINERS_REGISTRIES_CONF
+
+	unlock func()
 }
 
 // NewWorld makes a World from the base image's OCI layout and a kedge binary;
@@ -28,11 +30,11 @@ func NewWorld(ctx context.Context, layout, kedge string) (*World, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(cache, "world-")
+	dir, unlock, err := newWorldDir(ctx, cache)
 	if err != nil {
 		return nil, err
 	}
-	w := &World{Dir: dir, Kedge: kedge, Conf: filepath.Join(dir, "registries.conf")}
+	w := &World{Dir: dir, Kedge: kedge, Conf: filepath.Join(dir, "registries.conf"), unlock: unlock}
 	if err := w.fill(ctx, layout); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
@@ -68,6 +70,7 @@ func (w *World) fill(ctx context.Context, layout string) (err error) {
 
 // Close ends the registry and removes everything.
 func (w *World) Close() error {
+	defer w.unlock()
 	var err error
 	if w.Registry != nil {
 		w.Registry.Close()
