@@ -104,15 +104,11 @@ func worldLock(dir string) string { return filepath.Join(dir, "lock") }
 // removeDeadWorld removes the world in dir unless its process is alive. One
 // without a lock was made before there were locks, or is not a world yet.
 func removeDeadWorld(ctx context.Context, dir string) error {
-	st, err := os.Stat(worldLock(dir))
-	if errors.Is(err, os.ErrNotExist) {
-		st, err = os.Stat(dir)
-		if err == nil && time.Since(st.ModTime()) < 24*time.Hour {
-			return nil
+	if _, err := os.Stat(worldLock(dir)); err != nil {
+		st, err := os.Stat(dir)
+		if err != nil || time.Since(st.ModTime()) < 24*time.Hour {
+			return err
 		}
-	}
-	if err != nil {
-		return err
 	}
 	unlock, err := flock(worldLock(dir), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
