@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/pkg/fstree"
+	"github.com/kedge-os/kedge/pkg/fsverity"
 )
 
 // systemTree makes a tree like a host image's: 150,000 inodes, of which most
@@ -75,7 +76,7 @@ func BenchmarkVerity(b *testing.B) {
 		b.Run(alg.String(), func(b *testing.B) {
 			buf := make([]byte, 1<<20)
 			b.SetBytes(int64(len(buf)))
-			v := NewVerity(alg)
+			v := fsverity.New(alg)
 			for b.Loop() {
 				_, _ = v.Write(buf)
 			}

@@ -6,6 +6,8 @@ import (
 	"io"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/pkg/fsverity"
 )
 
 // ImageOptions say how a tree is written as an image.
@@ -61,7 +63,7 @@ func writeImage(w io.Writer, t *Tree, o ImageOptions) (ImageInfo, error) {
 	if err != nil {
 		return ImageInfo{}, err
 	}
-	out := &imageWriter{layout: l, w: w, verity: NewVerity(o.Algorithm), buf: make([]byte, 0, writeBuffer+2*blockSize)}
+	out := &imageWriter{layout: l, w: w, verity: fsverity.New(o.Algorithm), buf: make([]byte, 0, writeBuffer+2*blockSize)}
 	out.header()
 	for i := range l.nodes {
 		out.inode(&l.nodes[i], uint32(i))
@@ -90,7 +92,7 @@ const writeBuffer = 256 << 10
 type imageWriter struct {
 	*layout
 	w      io.Writer
-	verity *Verity
+	verity *fsverity.Hasher
 	buf    []byte
 	pos    int64 // of the end of buf in the image
 	err    error

@@ -41,7 +41,7 @@ func TestKernelReads(t *testing.T) {
 	work := t.TempDir()
 	objects := filepath.Join(work, "objects")
 	object := func(body []byte) (digest, payload string) {
-		d := plainVerity(SHA256, body)
+		d := digestOf(SHA256, body)
 		f := Object(d)
 		name := filepath.Join(objects, f.Payload)
 		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {

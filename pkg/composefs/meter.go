@@ -18,6 +18,7 @@ import (
 
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
+	"github.com/kedge-os/kedge/pkg/fsverity"
 )
 
 // Meter is a store without a disk, to learn an image's digest: of contents it
@@ -46,7 +47,7 @@ func (m *Meter) LayerIndex(diffID string) ([]byte, error) {
 
 // Put measures a file.
 func (m *Meter) Put(path string, meta *fstree.Inode, r io.Reader) (d fstree.Digest, err error) {
-	sum, v := sha256.New(), NewVerity(m.alg)
+	sum, v := sha256.New(), fsverity.New(m.alg)
 	w := io.MultiWriter(sum, v)
 	var kept bytes.Buffer
 	policy := strings.HasPrefix(path, policyDir) && meta.Size <= maxPolicyFile

@@ -121,7 +121,7 @@ func TestFromOSTreeOracle(t *testing.T) {
 			}
 			f := OSTreeFile{Checksum: sum}
 			if withVerity {
-				f.Verity = plainVerity(SHA256, bodies[path])
+				f.Verity = digestOf(SHA256, bodies[path])
 			}
 			return f, nil
 		})

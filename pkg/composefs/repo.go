@@ -14,6 +14,7 @@ import (
 
 	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fsverity"
 )
 
 // Repo is a composefs repository in the layout of composefs-rs:
@@ -100,7 +101,7 @@ func writeMeta(parent *os.Root, name string, o CreateOptions) error {
 		return err
 	}
 	defer f.Close()
-	if _, err := Seal(f, o.Algorithm); err != nil && (!errors.Is(err, ErrNoVerity) || !o.AllowMissingVerity) {
+	if _, err := fsverity.Seal(f, o.Algorithm); err != nil && (!errors.Is(err, fsverity.ErrNoVerity) || !o.AllowMissingVerity) {
 		return err
 	}
 	if err := f.Sync(); err != nil {
@@ -154,10 +155,10 @@ func (r *Repo) readMeta() error {
 	if r.meta, err = decodeMeta(data); err != nil {
 		return err
 	}
-	switch _, err := Measure(f); {
+	switch _, err := fsverity.Measure(f); {
 	case err == nil:
 		r.sealed = true
-	case !errors.Is(err, ErrNotSealed) && !errors.Is(err, ErrNoVerity):
+	case !errors.Is(err, fsverity.ErrNotSealed) && !errors.Is(err, fsverity.ErrNoVerity):
 		return err
 	}
 	return nil

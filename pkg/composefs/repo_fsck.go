@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fsverity"
 )
 
 // DamageKind is what is wrong with a part of a repository.
@@ -150,7 +151,7 @@ func (c *checker) object(ctx context.Context, d Digest, path string) error {
 		return nil
 	}
 	defer f.Close()
-	got, err := VerityOf(ctx, f, size, c.repo.meta.alg)
+	got, err := fsverity.Of(ctx, f, size, c.repo.meta.alg)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -172,7 +173,7 @@ func (c *checker) sealed(f *os.File, d Digest, path string) {
 	if !c.repo.sealed {
 		return
 	}
-	got, err := Measure(f)
+	got, err := fsverity.Measure(f)
 	if err == nil && got != d {
 		err = fault.New(fault.Corrupt, "", "the kernel measured %s", got)
 	}

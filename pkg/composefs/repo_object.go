@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fsverity"
 )
 
 // openObject opens an object. In a sealed repository the kernel must vouch for
@@ -23,10 +24,10 @@ func (r *Repo) openObject(d Digest) (*os.File, error) {
 		return nil, err
 	}
 	if r.sealed {
-		got, err := Measure(f)
+		got, err := fsverity.Measure(f)
 		if err != nil || got != d {
 			_ = f.Close()
-			return nil, fault.New(fault.Corrupt, "run kedge fsck --repair", "object %s is not sealed with its digest: %w", d, errors.Join(err, ErrNotSealed))
+			return nil, fault.New(fault.Corrupt, "run kedge fsck --repair", "object %s is not sealed with its digest: %w", d, errors.Join(err, fsverity.ErrNotSealed))
 		}
 	}
 	return f, nil
@@ -134,8 +135,8 @@ func (r *Repo) seal(t *objectTemp, d Digest) error {
 	if !r.sealed && r.noVerity.Load() {
 		return nil
 	}
-	got, err := Seal(t.r, r.meta.alg)
-	if errors.Is(err, ErrNoVerity) && !r.sealed {
+	got, err := fsverity.Seal(t.r, r.meta.alg)
+	if errors.Is(err, fsverity.ErrNoVerity) && !r.sealed {
 		r.noVerity.Store(true)
 		return nil
 	}
@@ -199,7 +200,7 @@ func (s *objectSink) has(d Digest, size int64) bool {
 
 // add stores data under its digest.
 func (s *objectSink) add(data []byte) (Digest, error) {
-	v := NewVerity(s.repo.meta.alg)
+	v := fsverity.New(s.repo.meta.alg)
 	if _, err := v.Write(data); err != nil {
 		return "", err
 	}
@@ -247,7 +248,7 @@ func (s *objectSink) stream(ctx context.Context, r io.Reader, size int64, buf []
 	if err := unix.Fallocate(int(t.w.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size); errors.Is(err, unix.ENOSPC) {
 		return "", fmt.Errorf("write an object of %d bytes: %w", size, err)
 	}
-	v := NewVerity(s.repo.meta.alg)
+	v := fsverity.New(s.repo.meta.alg)
 	n, err := copyContext(ctx, io.MultiWriter(t.w, v, also), r, buf)
 	if err == nil && n != size {
 		err = wrongLength(n, size)
@@ -300,7 +301,7 @@ func (r *Repo) readObject(d Digest, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if !r.sealed {
-		got, err := VerityOf(context.Background(), bytes.NewReader(data), int64(len(data)), r.meta.alg)
+		got, err := fsverity.Of(context.Background(), bytes.NewReader(data), int64(len(data)), r.meta.alg)
 		if err != nil {
 			return nil, err
 		}

@@ -44,7 +44,7 @@ func TestReadV2(t *testing.T) {
 		}
 	}
 	const digest = "086b702a519b57d6ef5aea6f8b3f2be24355cd1fb835cd80fb4e3d388b24d5a5"
-	if d := plainVerity(SHA256, readTestdata(t, "rs/root.v2.erofs")).String(); d != digest {
+	if d := digestOf(SHA256, readTestdata(t, "rs/root.v2.erofs")).String(); d != digest {
 		t.Errorf("the empty tree of version 2 has digest %s, want %s", d, digest)
 	}
 }
@@ -67,7 +67,7 @@ func TestSHA512(t *testing.T) {
 	if !bytes.Equal(got.Bytes(), want) {
 		t.Error(firstDifference(got.Bytes(), want))
 	}
-	if info.Digest != plainVerity(SHA512, want) {
+	if info.Digest != digestOf(SHA512, want) {
 		t.Errorf("the image's digest is %s, want its fs-verity digest by sha512", info.Digest)
 	}
 }

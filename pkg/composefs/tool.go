@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fsverity"
 )
 
 // WriteImageWith writes t as an image by means of a mkcomposefs program, which
@@ -46,7 +47,7 @@ func runTool(ctx context.Context, program string, w io.Writer, t *Tree, o ImageO
 	if err != nil {
 		return ImageInfo{}, err
 	}
-	verity := NewVerity(o.Algorithm)
+	verity := fsverity.New(o.Algorithm)
 	var stderr strings.Builder
 	cmd.Stdout = io.MultiWriter(w, verity)
 	cmd.Stderr = &stderr

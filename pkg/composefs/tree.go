@@ -1,5 +1,5 @@
-// Package composefs writes and reads composefs images and computes and enables
-// fs-verity, on which they rest.
+// Package composefs writes and reads composefs images. What they rest on,
+// fs-verity, is in package fsverity.
 //
 // A composefs image is an EROFS file system of metadata only. A regular file
 // that is not inline carries overlayfs xattrs that name an object and the
@@ -17,10 +17,8 @@
 // image in and writes it (WriteImage; its commit point is the tag); Prepare is
 // what makes the tree of an OCI image the one that bootc boots.
 //
-// Nothing but a Repo, what belongs to it, Meter.ReadDir, Seal, Measure and
-// CreateSealed touches files, and nothing but WriteImageWith starts a program.
-// CreateSealed's commit point is the ioctl that enables verity; whoever gives
-// the file its final name does so afterwards.
+// Nothing but a Repo, what belongs to it, and Meter.ReadDir touches files, and
+// nothing but WriteImageWith starts a program.
 package composefs
 
 import (
@@ -209,7 +207,7 @@ func (n *Inode) check() error {
 	if strings.IndexByte(n.Payload, 0) >= 0 {
 		return fmt.Errorf("a path or symlink target with a NUL: %q", n.Payload)
 	}
-	return n.Digest.check()
+	return n.Digest.Check()
 }
 
 func checkXattr(name, value string) error {

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fsverity"
 )
 
 var update = flag.Bool("update", false, "write testdata/digests.json from what mkcomposefs says")
@@ -63,7 +64,7 @@ func TestTrees(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
-				want[name][f.name] = plainVerity(SHA256, image).String()
+				want[name][f.name] = digestOf(SHA256, image).String()
 			}
 		}
 		for _, f := range formats {
@@ -76,7 +77,7 @@ func TestTrees(t *testing.T) {
 			if info.Digest.String() != want[name][f.name] {
 				t.Errorf("%s: the %s image has digest %s, want %s", name, f.name, info.Digest, want[name][f.name])
 			}
-			if d := plainVerity(SHA256, b.Bytes()); d != info.Digest || info.Size != int64(b.Len()) {
+			if d := digestOf(SHA256, b.Bytes()); d != info.Digest || info.Size != int64(b.Len()) {
 				t.Errorf("%s: WriteImage says %s and %d bytes, the image has %s and %d", name, info.Digest, info.Size, d, b.Len())
 			}
 		}
@@ -185,7 +186,7 @@ func TestOracleDirectory(t *testing.T) {
 			return err
 		}
 		defer f.Close()
-		d, err := VerityOf(t.Context(), f, int64(e.Inode.Size), SHA256)
+		d, err := fsverity.Of(t.Context(), f, int64(e.Inode.Size), SHA256)
 		if err == nil && (d != e.Inode.Digest || Object(d).Payload != e.Inode.Payload) {
 			t.Errorf("%s has digest %s, mkcomposefs says %s and %s", path, d, e.Inode.Digest, e.Inode.Payload)
 		}
@@ -216,7 +217,7 @@ func TestWriteImageWith(t *testing.T) {
 			t.Errorf("%s: %v", f.name, err)
 			continue
 		}
-		if want := writeImageOf(t, tree, f.o); !bytes.Equal(got.Bytes(), want) || info.Digest != plainVerity(SHA256, want) {
+		if want := writeImageOf(t, tree, f.o); !bytes.Equal(got.Bytes(), want) || info.Digest != digestOf(SHA256, want) {
 			t.Errorf("%s: %s", f.name, firstDifference(got.Bytes(), want))
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"io"
 	"strings"
 	"testing"
+
+	"github.com/kedge-os/kedge/pkg/fsverity"
 )
 
 func imageOf(t *testing.T, dump string, o ImageOptions) ([]byte, ImageInfo) {
@@ -39,7 +41,7 @@ func TestVectors(t *testing.T) {
 			t.Errorf("%s: the empty tree has digest %s, want %s", tc.name, info.Digest, tc.digest)
 		}
 	}
-	v := NewVerity(SHA256)
+	v := fsverity.New(SHA256)
 	if d := v.Sum().String(); !strings.HasPrefix(d, "3d248ca5") {
 		t.Errorf("fs-verity digest of an empty file: %s", d)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/kedge-os/kedge/pkg/composefs"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
+	"github.com/kedge-os/kedge/pkg/fsverity"
 	"github.com/kedge-os/kedge/pkg/ostree"
 	"github.com/kedge-os/kedge/pkg/ostree/object"
 )
@@ -84,12 +85,12 @@ func (m *measurer) measure(c object.Checksum) (composefs.Digest, error) {
 	if !ok { // not bare: nothing that a deployment links to
 		return "", nil
 	}
-	d, err := composefs.Measure(f)
+	d, err := fsverity.Measure(f)
 	switch {
-	case errors.Is(err, composefs.ErrNoVerity):
+	case errors.Is(err, fsverity.ErrNoVerity):
 		m.none = true
 		return "", nil
-	case errors.Is(err, composefs.ErrNotSealed):
+	case errors.Is(err, fsverity.ErrNotSealed):
 		return "", nil
 	}
 	return d, err

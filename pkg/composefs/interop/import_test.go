@@ -13,6 +13,7 @@ import (
 
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/composefs"
+	"github.com/kedge-os/kedge/pkg/fsverity"
 	"github.com/kedge-os/kedge/pkg/ocibridge"
 	"github.com/kedge-os/kedge/pkg/ocibridge/storetest"
 )
@@ -60,8 +61,8 @@ func hasVerity(t testing.TB, dir string) bool {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	_, err = composefs.Seal(f, composefs.SHA512)
-	return !errors.Is(err, composefs.ErrNoVerity)
+	_, err = fsverity.Seal(f, composefs.SHA512)
+	return !errors.Is(err, fsverity.ErrNoVerity)
 }
 
 func run(t testing.TB, name string, args ...string) string {

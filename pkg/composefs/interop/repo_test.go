@@ -14,6 +14,7 @@ import (
 
 	"github.com/kedge-os/kedge/pkg/composefs"
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fsverity"
 )
 
 // imported makes a repository with the image tagged "t" and returns it.
@@ -144,7 +145,7 @@ func TestFsckAndRepair(t *testing.T) {
 	image := layoutOf(t, plainImage(t)...)
 	r, repo, out := imported(t, image, state)
 	object := func(content string) string {
-		v := composefs.NewVerity(composefs.SHA512)
+		v := fsverity.New(composefs.SHA512)
 		_, _ = v.Write([]byte(content))
 		f := composefs.Object(v.Sum())
 		return filepath.Join(repo, "objects", f.Payload)
@@ -265,7 +266,7 @@ func TestMissingVerity(t *testing.T) {
 	defer os.RemoveAll(dir)
 	root := openRoot(t, dir)
 	_, err = composefs.CreateRepo(root, "composefs", composefs.CreateOptions{})
-	if !errors.Is(err, composefs.ErrNoVerity) || fault.KindOf(err) != fault.Conflict {
+	if !errors.Is(err, fsverity.ErrNoVerity) || fault.KindOf(err) != fault.Conflict {
 		t.Errorf("a repository on tmpfs: %v, want ErrNoVerity", err)
 	}
 	if _, err := root.Lstat("composefs"); !errors.Is(err, fs.ErrNotExist) {

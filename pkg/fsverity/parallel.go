@@ -1,4 +1,4 @@
-package composefs
+package fsverity
 
 import (
 	"context"
@@ -11,11 +11,11 @@ import (
 // parallelFrom is the file size from which several goroutines pay.
 const parallelFrom = 4 << 20
 
-// VerityOf returns the fs-verity digest of the size bytes that r holds. Large
+// Of returns the fs-verity digest of the size bytes that r holds. Large
 // files are hashed by several goroutines, each of which holds one part of the
 // file (512 KiB with sha256) in memory.
-func VerityOf(ctx context.Context, r io.ReaderAt, size int64, alg Algorithm) (Digest, error) {
-	v := NewVerity(alg)
+func Of(ctx context.Context, r io.ReaderAt, size int64, alg Algorithm) (Digest, error) {
+	v := New(alg)
 	var done int64
 	if size >= parallelFrom {
 		var err error
@@ -35,7 +35,7 @@ func VerityOf(ctx context.Context, r io.ReaderAt, size int64, alg Algorithm) (Di
 
 // hashParts gives v all whole parts of the file, where a part is what one block
 // of level-1 hashes covers. It returns how many bytes that is.
-func hashParts(ctx context.Context, v *Verity, r io.ReaderAt, size int64, workers int) (int64, error) {
+func hashParts(ctx context.Context, v *Hasher, r io.ReaderAt, size int64, workers int) (int64, error) {
 	partSize := int64(verityBlock / v.alg.Size() * verityBlock)
 	parts := size / partSize
 	type result struct {

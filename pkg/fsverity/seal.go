@@ -1,4 +1,4 @@
-package composefs
+package fsverity
 
 import (
 	"errors"
