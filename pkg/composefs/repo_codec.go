@@ -212,16 +212,17 @@ func (k Karg) String() string {
 
 // ParseKarg finds the image in the arguments of a kernel command line. With
 // neither composefs= nor composefs.digest= among them it returns nil, nil;
-// composefs.digest= goes first, and of several the last counts.
+// composefs.digest= goes first, and of several the first counts, as bootc's
+// initramfs has it.
 func ParseKarg(args []string) (*Karg, error) {
 	var short, long string
 	var haveShort, haveLong bool
 	for _, a := range args {
 		name, value, _ := strings.Cut(a, "=")
-		switch name {
-		case kargName:
+		switch {
+		case name == kargName && !haveShort:
 			short, haveShort = value, true
-		case kargLongName:
+		case name == kargLongName && !haveLong:
 			long, haveLong = value, true
 		}
 	}

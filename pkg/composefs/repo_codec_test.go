@@ -143,7 +143,8 @@ func TestKarg(t *testing.T) {
 		{"quiet root=UUID=1", nil},
 		{"composefs=" + d.String(), &Karg{Digest: d}},
 		{"composefs=?" + d.String() + " rw", &Karg{Digest: d, AllowNoVerity: true}},
-		{"composefs=" + s.String() + " composefs=" + d.String(), &Karg{Digest: d}},
+		{"composefs=" + d.String() + " composefs=" + s.String(), &Karg{Digest: d}},
+		{"composefs.digest=v1-sha512-12:" + d.String() + " composefs.digest=v1-sha256-12:" + s.String(), &Karg{Digest: d}},
 		{"composefs.digest=v1-sha512-12:" + d.String() + " composefs=" + s.String(), &Karg{Digest: d}},
 		{"composefs.digest=?v2-sha256-12:" + s.String(), &Karg{Digest: s, AllowNoVerity: true}},
 	} {
