@@ -161,6 +161,8 @@ type Check struct {
 	Objects     int      `json:"objects"`
 	Deployments int      `json:"deployments"`
 	Problems    []string `json:"problems"`
+	// Repaired are the problems that there were before a repair.
+	Repaired []string `json:"repaired,omitempty"`
 }
 
 // Cleanup is what a clean-up removed.

@@ -5,51 +5,67 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/host"
 )
 
 func cmdFsck(e *env) *cli.Command {
+	var opts host.FsckOptions
 	return &cli.Command{
 		Name:  "fsck",
 		Usage: "check every object and every deployment",
-		Description: "Reads every object that a commit reaches and compares it with its checksum; checks that\n" +
-			"each deployment has its root, its origin, its kernel and its boot entry. Changes nothing.",
-		UsageText: "kedge fsck",
+		Description: "Reads every object of the store and compares it with its checksum or fs-verity digest;\n" +
+			"checks that each deployment has its root, its origin, its kernel and its boot entry.\n\n" +
+			"With --repair what is damaged is fetched again from the registry, from the very image that\n" +
+			"the deployment was made from, and put in its place. Without it nothing is changed.",
+		UsageText: "kedge fsck --repair",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "repair", Usage: "fetch what is damaged again", Destination: &opts.Repair},
+		},
 		Action: func(c *cli.Context) error {
 			if err := noOperands(c); err != nil {
 				return err
 			}
-			return runFsck(c.Context, e)
+			return runFsck(c.Context, e, opts)
 		},
 	}
 }
 
-func runFsck(ctx context.Context, e *env) error {
-	h, err := e.open(ctx, false)
-	if err != nil {
+func runFsck(ctx context.Context, e *env, opts host.FsckOptions) error {
+	var r *v1.Check
+	err := e.withHost(ctx, opts.Repair, func(h *host.Host) (err error) {
+		r, err = h.Fsck(ctx, opts)
 		return err
-	}
-	defer h.Close()
-	r, err := h.Fsck(ctx)
+	})
 	if err != nil {
 		return err
 	}
 	if e.json {
-		if err := e.printJSON(r); err != nil {
-			return err
-		}
+		err = e.printJSON(r)
 	} else {
-		for _, p := range r.Problems {
-			if err := e.printf("%s\n", oneLine(p)); err != nil {
-				return err
-			}
-		}
-		if err := e.printf("Checked %s and %s\n", count(r.Objects, "object"), count(r.Deployments, "deployment")); err != nil {
+		err = printCheck(e, r)
+	}
+	n := len(r.Problems)
+	switch {
+	case err != nil || n == 0:
+		return err
+	case opts.Repair:
+		return fault.New(fault.Corrupt, "move to another image: kedge upgrade, or kedge switch IMAGE", "fsck: %s left", count(n, "problem"))
+	}
+	return fault.New(fault.Corrupt, "kedge fsck --repair fetches what is damaged", "fsck: %s", count(n, "problem"))
+}
+
+func printCheck(e *env, r *v1.Check) error {
+	for _, p := range r.Repaired {
+		if err := e.printf("repaired: %s\n", oneLine(p)); err != nil {
 			return err
 		}
 	}
-	if n := len(r.Problems); n > 0 {
-		return fault.New(fault.Corrupt, "deploy the image again: kedge upgrade or kedge deploy DIGEST fetches what is damaged", "fsck: %s", count(n, "problem"))
+	for _, p := range r.Problems {
+		if err := e.printf("%s\n", oneLine(p)); err != nil {
+			return err
+		}
 	}
-	return nil
+	return e.printf("Checked %s and %s\n", count(r.Objects, "object"), count(r.Deployments, "deployment"))
 }

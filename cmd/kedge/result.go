@@ -21,8 +21,10 @@ func (e *env) config() host.Config {
 // and /boot may be read-only for everybody else. The program starts again
 // there, so nothing may have been done before.
 func (e *env) enter() error {
-	if _, err := os.Stat("/run/ostree-booted"); err == nil {
-		return mountns.Enter()
+	for _, booted := range []string{"/run/ostree-booted", "/sysroot/state/deploy"} {
+		if _, err := os.Stat(booted); err == nil {
+			return mountns.Enter()
+		}
 	}
 	return nil
 }
@@ -37,6 +39,28 @@ func (e *env) open(ctx context.Context, write bool) (*host.Host, error) {
 		cfg.Write = true
 	}
 	return host.Open(ctx, cfg)
+}
+
+// withHost opens the host and runs what reads it, or changes it with progress.
+func (e *env) withHost(ctx context.Context, write bool, op func(*host.Host) error) (err error) {
+	cfg := e.config()
+	if write {
+		if err := e.enter(); err != nil {
+			return err
+		}
+		p, perr := e.newProgress()
+		if perr != nil {
+			return perr
+		}
+		defer func() { p.Close(err == nil) }()
+		cfg.Progress, cfg.Write = p, true
+	}
+	h, err := host.Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return op(h)
 }
 
 // change opens the host, runs one operation with progress, prints its result

@@ -84,13 +84,6 @@ func (h *Host) pin(ctx context.Context, verb string, index int, pinned bool) (*v
 	return r, nil
 }
 
-// Fsck checks every object and every deployment. Problems are in the result;
-// an error means that the check itself was not possible.
-func (h *Host) Fsck(ctx context.Context) (*v1.Check, error) {
-	c, err := h.store.Fsck(ctx)
-	return c, wrap("fsck", err)
-}
-
 // Images lists the images in the store.
 func (h *Host) Images(context.Context) ([]v1.StoredImage, error) {
 	list, err := h.store.Deployments()

@@ -249,7 +249,7 @@ func TestPinCleanupFsck(t *testing.T) {
 	wantKind(t, err, fault.Conflict, "pinned")
 	w.agree()
 
-	check, err := w.open().Fsck(ctx)
+	check, err := w.open().Fsck(ctx, FsckOptions{})
 	must(t, err)
 	if check.Objects == 0 || check.Deployments != 2 || len(check.Problems) != 0 {
 		t.Errorf("fsck = %+v, want no problem", check)
@@ -258,7 +258,7 @@ func TestPinCleanupFsck(t *testing.T) {
 	must(t, err)
 	slices.SortFunc(objects, func(a, b string) int { return int(fileSize(t, b) - fileSize(t, a)) })
 	must(t, os.Truncate(objects[0], 10))
-	check, err = w.open().Fsck(ctx)
+	check, err = w.open().Fsck(ctx, FsckOptions{})
 	must(t, err)
 	if len(check.Problems) != 1 || !strings.Contains(check.Problems[0], "corrupted") {
 		t.Errorf("fsck of a damaged repository = %+v, want the object named", check)

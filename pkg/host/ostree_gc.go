@@ -2,9 +2,7 @@ package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
@@ -122,49 +120,6 @@ func (s *ostreeStore) dropStaged(ctx context.Context) error {
 		return err
 	}
 	return s.repo.CleanTmp(true)
-}
-
-// Fsck reads every object that is reached and looks at every deployment.
-func (s *ostreeStore) Fsck(ctx context.Context) (*v1.Check, error) {
-	report, err := s.repo.Fsck(ctx, ostree.FsckOptions{})
-	if err != nil {
-		return nil, err
-	}
-	c := &v1.Check{Objects: report.Objects, Deployments: len(s.sysroot.Deployments()), Problems: []string{}}
-	for _, d := range report.Damage {
-		c.Problems = append(c.Problems, damageText(d))
-	}
-	for _, commit := range report.Partial {
-		c.Problems = append(c.Problems, fmt.Sprintf("commit %s is marked as incomplete", commit))
-	}
-	for _, err := range s.Problems() {
-		c.Problems = append(c.Problems, err.Error())
-	}
-	for _, d := range s.sysroot.Deployments() {
-		for _, dir := range []string{"usr", "etc"} {
-			if _, err := s.Root().Stat(d.Dir() + "/" + dir); err != nil {
-				c.Problems = append(c.Problems, fmt.Sprintf("deployment %s: %v", d.Name(), err))
-			}
-		}
-		if _, err := s.Root().Stat(d.OriginPath()); errors.Is(err, fs.ErrNotExist) {
-			c.Problems = append(c.Problems, fmt.Sprintf("deployment %s has no origin: it follows no image", d.Name()))
-		}
-	}
-	return c, nil
-}
-
-func damageText(d ostree.Damage) string {
-	s := fmt.Sprintf("object %s is %s", d.Object, d.Kind)
-	if len(d.Commits) > 0 {
-		s += fmt.Sprintf(", needed by commit %s", d.Commits[0])
-	}
-	if n := len(d.Commits); n > 1 {
-		s += fmt.Sprintf(" and %d more", n-1)
-	}
-	if d.Err != nil {
-		s += ": " + d.Err.Error()
-	}
-	return s
 }
 
 // Images implements store.

@@ -109,8 +109,9 @@ type store interface {
 	// have left some; SweepAll looks for it in any case.
 	Sweep(ctx context.Context) (swept, error)
 	SweepAll(ctx context.Context) (swept, error)
-	// Fsck checks every object and every deployment.
-	Fsck(ctx context.Context) (*v1.Check, error)
+	// Fsck checks every object and every deployment, and returns how what is
+	// damaged may be repaired; nil where there is nothing to repair.
+	Fsck(ctx context.Context) (*v1.Check, repairFunc, error)
 }
 
 // deployRequest says what a new deployment is made of.
