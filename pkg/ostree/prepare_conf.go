@@ -1,11 +1,9 @@
 package ostree
 
 import (
-	"bufio"
-	"bytes"
 	"io/fs"
-	"strings"
 
+	"github.com/kedge-os/kedge/internal/prepareroot"
 	"github.com/kedge-os/kedge/pkg/fstree"
 )
 
@@ -21,7 +19,7 @@ func overlayRoot(base *fstree.Tree, open OpenFunc) (bool, error) {
 		dirs = dirs[1:]
 	}
 	for _, dir := range dirs {
-		path := dir + "/ostree/prepare-root.conf"
+		path := dir + "/" + prepareroot.File
 		n := base.Resolve(path)
 		if n == nil {
 			continue
@@ -30,38 +28,8 @@ func overlayRoot(base *fstree.Tree, open OpenFunc) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		return overlayInConfig(data), nil
+		conf, err := prepareroot.Parse(string(data))
+		return conf.Overlay(), err
 	}
 	return false, nil
-}
-
-// overlayInConfig parses prepare-root.conf (ostree-prepare-root(1)); a value
-// that means nothing counts as unset.
-func overlayInConfig(data []byte) bool {
-	var group string
-	var transient, composefs bool
-	lines := bufio.NewScanner(bytes.NewReader(data))
-	for lines.Scan() {
-		line := strings.TrimSpace(lines.Text())
-		if strings.HasPrefix(line, "[") && strings.HasSuffix(line, "]") {
-			group = line[1 : len(line)-1]
-			continue
-		}
-		key, value, ok := strings.Cut(line, "=")
-		if !ok || strings.HasPrefix(line, "#") {
-			continue
-		}
-		switch value = strings.TrimSpace(value); group + "." + strings.TrimSpace(key) {
-		case "root.transient":
-			transient = value == "true" || value == "1"
-		case "composefs.enabled":
-			switch value {
-			case "yes", "true", "1", "maybe", "signed", "verity":
-				composefs = true
-			default:
-				composefs = false
-			}
-		}
-	}
-	return transient || composefs
 }

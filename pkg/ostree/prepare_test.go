@@ -185,15 +185,3 @@ func TestPrepareLabels(t *testing.T) {
 		t.Errorf("a base without derived layers was labelled: %v", x.All())
 	}
 }
-
-func TestOverlayInConfig(t *testing.T) {
-	for text, want := range map[string]bool{
-		"": false, "[root]\ntransient = false\n": false, "[composefs]\nenabled=no\n": false, "[composefs]\nenabled=junk\n": false,
-		"[root]\ntransient=true\n": true, "[composefs]\nenabled = signed": true, "[composefs]\nenabled=verity\n": true,
-		"# [composefs]\n[other]\nenabled=yes\n": false, "[composefs]\n#enabled=yes\n": false,
-	} {
-		if got := overlayInConfig([]byte(text)); got != want {
-			t.Errorf("%q: %v, expected %v", text, got, want)
-		}
-	}
-}
