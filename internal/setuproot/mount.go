@@ -159,7 +159,7 @@ func bind(source, target *os.File, readOnly bool) error {
 	if err != nil {
 		return fmt.Errorf("take %s for a mount: %w", source.Name(), err)
 	}
-	defer unix.Close(tree)
+	defer os.NewFile(uintptr(tree), source.Name()).Close()
 	if readOnly {
 		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
 		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
