@@ -57,6 +57,9 @@ type FsckResult struct {
 	Objects int
 	Damage  []Damage   // in the order of the objects
 	Partial []Checksum // commits that were marked as incomplete before
+	// Unsealed are file objects without fs-verity in a repository that asks for
+	// it (VerityOn), in order.
+	Unsealed []Checksum
 }
 
 // Fsck hashes every object again, on all processors, and follows every commit
@@ -78,7 +81,11 @@ func (r *Repo) fsck(ctx context.Context, opts FsckOptions) (*FsckResult, error) 
 	if lock != nil {
 		defer lock.Close()
 	}
-	f := &fsck{repo: r, there: make(ObjectSet), damage: make(map[object.Name]*Damage)}
+	verity, err := r.config.Verity()
+	if err != nil {
+		return nil, err
+	}
+	f := &fsck{repo: r, verity: verity, there: make(ObjectSet), damage: make(map[object.Name]*Damage)}
 	var list []object.Name
 	err = r.Objects(ctx, func(n object.Name) error {
 		f.there.add(n)
@@ -111,6 +118,8 @@ func (r *Repo) fsck(ctx context.Context, opts FsckOptions) (*FsckResult, error) 
 		return nil, err
 	}
 	res.Damage = f.sorted()
+	slices.SortFunc(f.unsealed, Checksum.Compare)
+	res.Unsealed = f.unsealed
 	if opts.Mark {
 		return res, r.markDamaged(res.Damage)
 	}
@@ -133,10 +142,12 @@ func (r *Repo) markDamaged(list []Damage) error {
 }
 
 type fsck struct {
-	repo   *Repo
-	there  ObjectSet
-	mu     sync.Mutex
-	damage map[object.Name]*Damage
+	repo     *Repo
+	verity   Verity
+	there    ObjectSet
+	mu       sync.Mutex
+	damage   map[object.Name]*Damage
+	unsealed []Checksum
 }
 
 func (f *fsck) report(n object.Name, kind DamageKind, err error) *Damage {
@@ -179,7 +190,9 @@ func (f *fsck) check(ctx context.Context, tree *fstree.Tree, n object.Name) {
 	var err error
 	switch n.Type {
 	case object.TypeFile:
-		sum, err = f.repo.hashFile(ctx, tree, n.Checksum)
+		if sum, err = f.repo.hashFile(ctx, tree, n.Checksum); err == nil && f.verity == VerityOn {
+			err = f.checkSeal(n.Checksum)
+		}
 	case object.TypeCommit, object.TypeDirtree, object.TypeDirmeta, object.TypeFileXattrs:
 		sum, err = f.repo.hashMeta(n)
 	default:
@@ -194,6 +207,17 @@ func (f *fsck) check(ctx context.Context, tree *fstree.Tree, n object.Name) {
 	case sum != n.Checksum:
 		f.report(n, Corrupted, fmt.Errorf("its checksum is %s", sum))
 	}
+}
+
+func (f *fsck) checkSeal(c Checksum) error {
+	sealed, err := f.repo.isSealed(c)
+	if err != nil || sealed {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.unsealed = append(f.unsealed, c)
+	return nil
 }
 
 func (r *Repo) hashMeta(n object.Name) (sum Checksum, err error) {

@@ -120,7 +120,8 @@ func (t *Txn) unlock() {
 // Commit makes the staged objects durable and part of the repository, and then
 // the refs. Order:
 //
-//  1. syncfs: the objects' data and metadata are on disk;
+//  1. the objects are sealed where the configuration asks for it (Verity);
+//     syncfs: their data and metadata are on disk;
 //  2. rename to objects/, commits not yet; syncfs, where libostree syncs each of
 //     up to 256 directories, one journal commit a time;
 //  3. rename of the commits; syncfs: whatever the repository shows as a commit
@@ -161,6 +162,9 @@ func (t *Txn) commit() error {
 		return err
 	}
 	if len(dirs) > 0 {
+		if err := t.repo.sealDirs(t.ctx, t.stage.dir, dirs); err != nil {
+			return err
+		}
 		if err := t.repo.syncfs(); err != nil {
 			return err
 		}
