@@ -11,7 +11,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 src=$(cd "$lab_dir/../.." && pwd)
-module=$src/Containerfiles/dracut/50kedge
+module=$src/Containerfiles/debian-composefs/root/usr/lib/dracut/modules.d/50kedge
 base=$("$lab_dir/base-image.sh")
 key=$(cat "${BASH_SOURCE[0]}" "$module"/* <(basename "$(dirname "$base")") | sha256sum | cut -c1-12)
 out=$kedge_cache/base-composefs-backend-$key
@@ -34,7 +34,7 @@ pack() { nice "$work/ocilayout" --layout "$1/oci" --label containers.bootc=1 --c
 make_base() {
   say "1/3 the base image, without ostree"
   local root=$work/root kver
-  umoci raw unpack --image "$base:base" "$root" >/dev/null
+  umoci raw unpack --image "$base:base" "$root" >"$work/umoci.log" 2>&1 || { cat "$work/umoci.log" >&2; exit 1; }
   # A mount namespace of its own: nothing to unmount, nothing that could leak out.
   unshare --mount --propagation private bash -ec '
     for m in proc sys dev; do mount --rbind "/$m" "$1/$m"; done
