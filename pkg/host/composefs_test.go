@@ -12,6 +12,7 @@ import (
 	"github.com/kedge-os/kedge/e2e/smallimage"
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/ostree"
 )
 
 const prepareRoot = "usr/lib/ostree/prepare-root.conf"
@@ -47,19 +48,64 @@ func TestCFSIsOSTrees(t *testing.T) {
 	}
 }
 
-// TestVerityIsRefused: an image that would not boot without fs-verity is not
-// deployed.
-func TestVerityIsRefused(t *testing.T) {
+// TestComposefsRefused: an image that its initramfs could not mount here is not
+// imported, let alone deployed.
+func TestComposefsRefused(t *testing.T) {
 	w := newWorld(t)
 	ref, _ := w.push("1", 1)
 	w.install(ref)
-	before := w.snapshot()
-	for _, value := range []string{"verity", "signed"} {
-		ref, _ := w.push(value, 2, smallimage.File(prepareRoot, 0, "[composefs]\nenabled="+value+"\n"))
-		_, err := w.try(func(h *Host) (*v1.Result, error) { return h.Switch(context.Background(), SwitchOptions{Image: ref}) })
-		wantKind(t, err, fault.Conflict, "fs-verity")
-		if got := w.snapshot(); got != before {
-			t.Errorf("enabled=%s: boot entries and deployments changed:\n%s\nbefore:\n%s", value, got, before)
+	listRefs := func() string { return w.ostree("refs", "--repo="+w.dir+"/"+repoDir) }
+	before, refs := w.snapshot(), listRefs()
+	if repo, err := ostree.Open(filepath.Join(w.dir, repoDir)); err != nil {
+		t.Fatal(err)
+	} else if repo.CheckVerity() == nil {
+		lab.Skip(t, "the temporary directory has fs-verity")
+	}
+	for value, words := range map[string]string{"verity": "demands fs-verity", "signed": "demands a signature", "yess": "means nothing"} {
+		for _, conf := range []string{prepareRoot, "etc/ostree/prepare-root.conf"} {
+			ref, _ := w.push(value, 2, smallimage.File(conf, 0, "[composefs]\nenabled="+value+"\n"))
+			_, err := w.try(func(h *Host) (*v1.Result, error) { return h.Switch(context.Background(), SwitchOptions{Image: ref}) })
+			wantKind(t, err, fault.Conflict, words)
+			if fault.HintOf(err) == "" {
+				t.Errorf("enabled=%s: the refusal has no hint", value)
+			}
+			if got := w.snapshot(); got != before {
+				t.Errorf("enabled=%s: boot entries and deployments changed:\n%s\nbefore:\n%s", value, got, before)
+			}
+			if got := listRefs(); got != refs {
+				t.Errorf("enabled=%s: the repository's refs changed:\n%s\nbefore:\n%s", value, got, refs)
+			}
 		}
+	}
+	// What /etc says replaces what /usr/lib says.
+	ref, _ = w.push("both", 2, smallimage.File(prepareRoot, 0, "[composefs]\nenabled=verity\n"),
+		smallimage.File("etc/ostree/prepare-root.conf", 0, "[composefs]\nenabled=yes\n"))
+	if _, err := w.try(func(h *Host) (*v1.Result, error) { return h.Switch(context.Background(), SwitchOptions{Image: ref}) }); err != nil {
+		t.Errorf("enabled=yes in /etc: %v", err)
+	}
+}
+
+// TestVerityInConfig: a repository whose configuration asks for fs-verity gets
+// it or an error, and "maybe" gets on without.
+func TestVerityInConfig(t *testing.T) {
+	w := newWorld(t)
+	ref, _ := w.push("1", 1)
+	w.install(ref)
+	repo, err := ostree.Open(filepath.Join(w.dir, repoDir))
+	must(t, err)
+	has := repo.CheckVerity() == nil
+	must(t, repo.SetConfig(repo.Config().Set("ex-integrity", "fsverity", "maybe")))
+	ref, _ = w.push("2", 2, smallimage.File("usr/share/new", 0, "new"))
+	to := func(h *Host) (*v1.Result, error) { return h.Switch(context.Background(), SwitchOptions{Image: ref}) }
+	if _, err := w.try(to); err != nil {
+		t.Errorf("with fsverity=maybe: %v", err)
+	}
+	must(t, repo.SetConfig(repo.Config().Set("ex-integrity", "fsverity", "yes")))
+	ref, _ = w.push("3", 3, smallimage.File("usr/share/new", 0, "newer"))
+	switch _, err := w.try(to); {
+	case has && err != nil:
+		t.Errorf("with fsverity=yes: %v", err)
+	case !has:
+		wantKind(t, err, fault.Conflict, "fs-verity")
 	}
 }

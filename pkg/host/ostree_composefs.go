@@ -4,11 +4,11 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"io/fs"
+	"fmt"
+	"io"
 	"os"
-	"path"
 
-	"github.com/kedge-os/kedge/pkg/boot/keyfile"
+	"github.com/kedge-os/kedge/internal/prepareroot"
 	"github.com/kedge-os/kedge/pkg/composefs"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
@@ -21,32 +21,173 @@ import (
 // image enables composefs.
 const cfsName = ".ostree.cfs"
 
+// metaCFSDigest is the key of a commit's metadata with the fs-verity digest that
+// its composefs image has when every object is sealed (ostree commit
+// --generate-composefs-metadata). ostree-ext writes none to merge commits.
+const metaCFSDigest = "ostree.composefs.digest.v0"
+
+// checkComposefs reads a tree's prepare-root.conf and refuses what the tree's
+// own initramfs could not mount from this repository, while nothing of it is in
+// there yet.
+func (s *ostreeStore) checkComposefs(t *fstree.Tree, open openFunc) (prepareroot.Config, error) {
+	conf, err := readPrepareRoot(t, open)
+	if err != nil {
+		return conf, err
+	}
+	switch {
+	case conf.Invalid != "":
+		return conf, fault.New(fault.Conflict, "set it to yes, maybe, no or verity in the image",
+			"the image's prepare-root.conf has [composefs] enabled=%s, which means nothing: it would not boot", conf.Invalid)
+	case conf.Composefs == prepareroot.Signed:
+		return conf, fault.New(fault.Conflict, "use an image with enabled=verity or enabled=yes in its prepare-root.conf",
+			"the image demands a signature over its composefs image ([composefs] enabled=signed) by a key that only its initramfs has: kedge cannot tell whether it would boot")
+	case conf.Composefs == prepareroot.Verity:
+		if err := s.repo.CheckVerity(); err != nil {
+			return conf, fmt.Errorf("the image demands fs-verity ([composefs] enabled=verity): %w", err)
+		}
+	}
+	return conf, nil
+}
+
+type openFunc = func(fstree.Digest) (io.ReadCloser, error)
+
+// maxPrepareRoot is more than Parse takes.
+const maxPrepareRoot = 2 << 20
+
+// readPrepareRoot reads the prepare-root.conf that a tree's initramfs was made
+// with, where that was made in the image. /usr/etc is what becomes /etc.
+func readPrepareRoot(t *fstree.Tree, open openFunc) (prepareroot.Config, error) {
+	for _, dir := range []string{"usr/etc/", "usr/lib/"} {
+		n := t.Resolve(dir + prepareroot.File)
+		if n == nil || !n.IsRegular() {
+			continue
+		}
+		if n.Size == 0 {
+			return prepareroot.Config{}, nil
+		}
+		r, err := open(n.Content)
+		if err != nil {
+			return prepareroot.Config{}, fmt.Errorf("read /%s%s: %w", dir, prepareroot.File, err)
+		}
+		defer r.Close()
+		text, err := io.ReadAll(io.LimitReader(r, maxPrepareRoot))
+		if err != nil {
+			return prepareroot.Config{}, fmt.Errorf("read /%s%s: %w", dir, prepareroot.File, err)
+		}
+		return prepareroot.Parse(string(text))
+	}
+	return prepareroot.Config{}, nil
+}
+
+// open opens the content of a file of a commit's tree.
+func (r *bootRepo) open(content fstree.Digest) (io.ReadCloser, error) {
+	_, rc, err := r.repo.OpenFile(object.Checksum(content))
+	return rc, err
+}
+
 // writeCFS writes the composefs image of a checkout, as libostree does for
 // every deployment whatever the image enables (ostree-sysroot-deploy.c):
 // prepare-root.conf is read in the initramfs, which may say otherwise. Objects
 // that the kernel guards with fs-verity are bound by their digest, others by
-// their name alone.
-func (r *bootRepo) writeCFS(ctx context.Context, sum object.Checksum, deployment *os.Root) (err error) {
-	if err := refuseVerity(deployment); err != nil {
-		return err
-	}
+// their name alone. For an image that demands fs-verity all are sealed first,
+// those too that the repository has had for long.
+func (r *bootRepo) writeCFS(ctx context.Context, sum object.Checksum, deployment *os.Root) error {
 	commit, err := r.repo.ReadTree(ctx, sum)
 	if err != nil {
 		return err
 	}
-	m := measurer{repo: r.repo}
-	tree, err := composefs.FromOSTree(commit, func(_ string, n *fstree.Inode) (composefs.OSTreeFile, error) {
-		c := object.Checksum(n.Content)
-		digest, err := m.measure(c)
-		return composefs.OSTreeFile{Checksum: c, Verity: digest}, err
-	})
+	conf, err := (*ostreeStore)(r).checkComposefs(commit, r.open)
+	if err != nil {
+		return err
+	}
+	demanded := conf.Composefs == prepareroot.Verity
+	if demanded {
+		if err := r.repo.EnsureVerity(ctx); err != nil {
+			return err
+		}
+	}
+	seal, err := r.sealed()
+	if err != nil {
+		return err
+	}
+	tree, err := r.cfsTree(commit, demanded)
 	if err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	f, err := deployment.OpenFile(cfsName, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	var info composefs.ImageInfo
+	write := func(w io.Writer) (err error) {
+		b := bufio.NewWriterSize(w, 1<<20)
+		if info, err = composefs.WriteImage(b, tree, composefs.Default); err != nil {
+			return err
+		}
+		return b.Flush()
+	}
+	if seal {
+		_, err = fsverity.CreateSealed(deployment, cfsName, 0o644, fsverity.SHA256, write)
+	} else {
+		err = create(deployment, cfsName, write)
+	}
+	if err != nil {
+		return err
+	}
+	if demanded {
+		if err := r.compareCFS(sum, info.Digest); err != nil {
+			return err
+		}
+	}
+	return deployment.Chmod(cfsName, 0o644) // whatever the umask
+}
+
+// checkCFS looks for what keeps a deployment that demands fs-verity from
+// booting, or from being what its commit says.
+func (r *bootRepo) checkCFS(ctx context.Context, sum object.Checksum, deployment *os.Root) error {
+	commit, err := r.repo.ReadTree(ctx, sum)
+	if err != nil {
+		return err
+	}
+	conf, err := readPrepareRoot(commit, r.open)
+	if err != nil || conf.Composefs < prepareroot.Verity {
+		return err
+	}
+	f, err := deployment.Open(cfsName)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	got, err := fsverity.Measure(f)
+	if err != nil {
+		return err
+	}
+	tree, err := r.cfsTree(commit, false)
+	if err != nil {
+		return err
+	}
+	want, err := composefs.WriteImage(io.Discard, tree, composefs.Default)
+	if err == nil && got != want.Digest {
+		err = fmt.Errorf("%s has the digest %s, that of its commit is %s", cfsName, got, want.Digest)
+	}
+	return err
+}
+
+// sealed reports whether the repository's configuration wants .ostree.cfs
+// sealed and the file system can do it.
+func (r *bootRepo) sealed() (bool, error) {
+	wanted, err := r.repo.Config().Verity()
+	if err != nil || wanted == ostree.VerityOff {
+		return false, err
+	}
+	err = r.repo.CheckVerity()
+	if wanted == ostree.VerityMaybe && errors.Is(err, fsverity.ErrNoVerity) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func create(dir *os.Root, name string, write func(io.Writer) error) (err error) {
+	f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
@@ -55,20 +196,40 @@ func (r *bootRepo) writeCFS(ctx context.Context, sum object.Checksum, deployment
 			err = cerr
 		}
 	}()
-	w := bufio.NewWriterSize(f, 1<<20)
-	if _, err := composefs.WriteImage(w, tree, composefs.Default); err != nil {
+	return write(f)
+}
+
+// compareCFS compares the digest of a composefs image with that in the commit's
+// metadata, where there is one, as libostree does (ostree-repo-checkout.c).
+func (r *bootRepo) compareCFS(sum object.Checksum, got composefs.Digest) error {
+	c, err := r.repo.ReadCommit(sum)
+	if err != nil {
 		return err
 	}
-	if err := w.Flush(); err != nil {
-		return err
+	if want, ok := c.Metadata.Bytes(metaCFSDigest); ok && string(want) != string(got) {
+		return fault.New(fault.Corrupt, "the image was not made as its commit says; build it anew",
+			"the composefs image has the digest %s and not the %x of the commit's metadata", got, want)
 	}
-	return f.Chmod(0o644) // whatever the umask
+	return nil
+}
+
+// cfsTree makes the tree of a deployment's composefs image. With demanded every
+// object is sealed: EnsureVerity has seen to that, except where another program
+// has added objects since.
+func (r *bootRepo) cfsTree(commit *fstree.Tree, demanded bool) (*composefs.Tree, error) {
+	m := measurer{repo: r.repo, demanded: demanded}
+	return composefs.FromOSTree(commit, func(_ string, n *fstree.Inode) (composefs.OSTreeFile, error) {
+		c := object.Checksum(n.Content)
+		digest, err := m.measure(c)
+		return composefs.OSTreeFile{Checksum: c, Verity: digest}, err
+	})
 }
 
 // measurer asks the kernel for fs-verity digests of objects.
 type measurer struct {
-	repo *ostree.Repo
-	none bool // the file system has no fs-verity
+	repo     *ostree.Repo
+	demanded bool // seal what is not
+	none     bool // the file system has no fs-verity
 }
 
 // measure returns the digest of an object, "" where the kernel guards it not.
@@ -85,6 +246,9 @@ func (m *measurer) measure(c object.Checksum) (composefs.Digest, error) {
 	if !ok { // not bare: nothing that a deployment links to
 		return "", nil
 	}
+	if m.demanded {
+		return fsverity.Seal(f, fsverity.SHA256)
+	}
 	d, err := fsverity.Measure(f)
 	switch {
 	case errors.Is(err, fsverity.ErrNoVerity):
@@ -94,33 +258,4 @@ func (m *measurer) measure(c object.Checksum) (composefs.Digest, error) {
 		return "", nil
 	}
 	return d, err
-}
-
-// refuseVerity refuses an image whose initramfs will demand that .ostree.cfs
-// and every object are sealed with fs-verity: this store seals none, and the
-// host would not boot.
-func refuseVerity(deployment *os.Root) error {
-	// The later file replaces the earlier one whole (ostree-prepare-root(1));
-	// /usr/etc is what becomes /etc.
-	for _, dir := range []string{"usr/etc", "usr/lib"} {
-		name := path.Join(dir, "ostree/prepare-root.conf")
-		data, err := deployment.ReadFile(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		conf, err := keyfile.Parse(string(data))
-		if err != nil {
-			return fault.New(fault.Corrupt, "repair it in the image", "read %s: %w", name, err)
-		}
-		switch v, _ := conf.Get("composefs", "enabled"); v {
-		case "signed", "verity":
-			return fault.New(fault.Conflict, "use an image with enabled=yes in its "+name,
-				"the image demands fs-verity ([composefs] enabled=%s), which kedge's ostree backend does not set up: it would not boot", v)
-		}
-		return nil
-	}
-	return nil
 }

@@ -50,6 +50,9 @@ func (s *ostreeStore) Import(ctx context.Context, src *ocibridge.Source, ref oci
 	if err := checkKernel(c.Prepared.Tree); err != nil {
 		return "", err
 	}
+	if _, err := s.checkComposefs(c.Prepared.Tree, im.OpenContent); err != nil {
+		return "", err
+	}
 	c.ImageRef = ref.Image()
 	sum, err := im.WriteContainer(ctx, *c)
 	if err != nil {
