@@ -123,31 +123,42 @@ type Meta struct {
 }
 
 // CopyFile copies the bytes of the regular file srcName in src to name in d,
-// sharing blocks where the file system can, and replaces what has that name in
-// one step: a reader sees the old file or the whole new one.
+// as WriteFile does.
 func (d *Dir) CopyFile(src *Dir, srcName, name string, m Meta) error {
+	in, err := src.OpenFile(srcName)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	return d.WriteFile(in, name, m)
+}
+
+// WriteFile makes a file of what in holds, sharing blocks where in is a file
+// and the file system can, and replaces what has that name in one step: a reader
+// sees the old file or the whole new one.
+func (d *Dir) WriteFile(in io.Reader, name string, m Meta) error {
 	fd, err := unix.Openat(d.Fd(), ".", unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return d.fail("create", name, err)
 	}
 	out := os.NewFile(uintptr(fd), name)
 	defer out.Close()
-	if err := d.fill(out, src, srcName, m); err != nil {
+	if err := d.fill(out, in, m); err != nil {
 		return err
 	}
 	return d.link(fd, name)
 }
 
-// CopyNew is CopyFile for a directory that nobody uses yet: the file has its
+// WriteNew is WriteFile for a directory that nobody uses yet: the file has its
 // name before it has its bytes, which is a good deal faster. What has that
 // name must be gone.
-func (d *Dir) CopyNew(src *Dir, srcName, name string, m Meta) error {
+func (d *Dir) WriteNew(in io.Reader, name string, m Meta) error {
 	fd, err := unix.Openat(d.Fd(), name, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return d.fail("create", name, err)
 	}
 	out := os.NewFile(uintptr(fd), name)
-	if err := d.fill(out, src, srcName, m); err != nil {
+	if err := d.fill(out, in, m); err != nil {
 		_ = out.Close()
 		return err
 	}
@@ -155,14 +166,10 @@ func (d *Dir) CopyNew(src *Dir, srcName, name string, m Meta) error {
 }
 
 // fill gives a new file its bytes and metadata.
-func (d *Dir) fill(out *os.File, src *Dir, srcName string, m Meta) error {
-	in, err := src.OpenFile(srcName)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
+func (d *Dir) fill(out *os.File, in io.Reader, m Meta) error {
 	fd := int(out.Fd())
-	if unix.IoctlFileClone(fd, int(in.Fd())) != nil {
+	f, onDisk := in.(*os.File)
+	if !onDisk || unix.IoctlFileClone(fd, int(f.Fd())) != nil {
 		if _, err := io.Copy(out, in); err != nil {
 			return d.fail("copy to", out.Name(), err)
 		}
@@ -218,31 +225,21 @@ func (d *Dir) link(fd int, name string) error {
 	return d.Rename(tmpName, name)
 }
 
-// compareBuffers are pairs of buffers for SameContent.
+// compareBuffers are pairs of buffers for SameBytes.
 var compareBuffers = sync.Pool{New: func() any { return new([2][64 << 10]byte) }}
 
-// SameContent reports whether two regular files hold the same bytes.
-func SameContent(a *Dir, aName string, b *Dir, bName string) (bool, error) {
-	fa, err := a.OpenFile(aName)
-	if err != nil {
-		return false, err
-	}
-	defer fa.Close()
-	fb, err := b.OpenFile(bName)
-	if err != nil {
-		return false, err
-	}
-	defer fb.Close()
+// SameBytes reports whether two readers give the same bytes.
+func SameBytes(a, b io.Reader) (bool, error) {
 	buf := compareBuffers.Get().(*[2][64 << 10]byte)
 	defer compareBuffers.Put(buf)
 	for {
-		n, errA := io.ReadFull(fa, buf[0][:])
-		m, errB := io.ReadFull(fb, buf[1][:])
+		n, errA := io.ReadFull(a, buf[0][:])
+		m, errB := io.ReadFull(b, buf[1][:])
 		switch endA, endB := isEnd(errA), isEnd(errB); {
 		case errA != nil && !endA:
-			return false, a.fail("read", aName, errA)
+			return false, errA
 		case errB != nil && !endB:
-			return false, b.fail("read", bName, errB)
+			return false, errB
 		case !bytes.Equal(buf[0][:n], buf[1][:m]):
 			return false, nil
 		case endA || endB:

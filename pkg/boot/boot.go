@@ -238,19 +238,6 @@ func (s *Sysroot) bootDir() (*os.Root, error) {
 	return s.boot, nil
 }
 
-// sameFilesystem reports whether two directories can share hardlinks.
-func sameFilesystem(a, b *os.Root) (bool, error) {
-	x, err := statOf(a, ".")
-	if err != nil {
-		return false, err
-	}
-	y, err := statOf(b, ".")
-	if err != nil {
-		return false, err
-	}
-	return x.Dev == y.Dev, nil
-}
-
 // statOf returns the inode at name, symlinks followed within root.
 func statOf(root *os.Root, name string) (*unix.Stat_t, error) {
 	f, err := root.Open(name)

@@ -12,6 +12,7 @@ import (
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
+	"github.com/kedge-os/kedge/pkg/boot/osrelease"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -128,7 +129,7 @@ func (s *Sysroot) title(d *Deployment, root *os.Root, i int, showStateroot bool)
 	if err != nil {
 		return "", fmt.Errorf("read the image's os-release: %w", err)
 	}
-	release := parseOSRelease(string(text))
+	release := osrelease.Parse(string(text))
 	title := release["PRETTY_NAME"]
 	if title == "" {
 		title = release["ID"]
@@ -167,41 +168,6 @@ func (s *Sysroot) Version(d *Deployment) (string, error) {
 		return "", nil
 	}
 	return v, err
-}
-
-// parseOSRelease reads os-release(5): shell assignments without expansions.
-func parseOSRelease(text string) map[string]string {
-	values := map[string]string{}
-	for l := range strings.SplitSeq(text, "\n") {
-		key, value, ok := strings.Cut(l, "=")
-		if !ok || strings.HasPrefix(l, "#") {
-			continue
-		}
-		values[key] = unquote(strings.TrimSpace(value))
-	}
-	return values
-}
-
-func unquote(s string) string {
-	var b strings.Builder
-	var quote byte
-	for i := 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case quote == 0 && (c == '"' || c == '\''):
-			quote = c
-		case quote != 0 && c == quote:
-			quote = 0
-		case c == '\\' && quote != '\'' && i+1 < len(s):
-			i++
-			if quote == '"' && !strings.ContainsRune("\"\\$`", rune(s[i])) {
-				b.WriteByte('\\')
-			}
-			b.WriteByte(s[i])
-		default:
-			b.WriteByte(c)
-		}
-	}
-	return b.String()
 }
 
 // generated are files that libostree's loader backends write beside the

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
+	"github.com/kedge-os/kedge/pkg/boot/source"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -52,7 +53,7 @@ func (s *Sysroot) mergeEtc(ctx context.Context, root *os.Root, merge *Deployment
 			err = fmt.Errorf("merge /etc: %w", err)
 		}
 	}()
-	image, err := dirfd.Open(root, "usr/etc")
+	image, err := openSource(root, "usr/etc")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, stats, nil
 	}
@@ -81,15 +82,23 @@ func (s *Sysroot) mergeEtc(ctx context.Context, root *os.Root, merge *Deployment
 	return m.Changes, stats, nil
 }
 
+func openSource(root *os.Root, name string) (source.Dir, error) {
+	d, err := dirfd.Open(root, name)
+	if err != nil {
+		return nil, err
+	}
+	return source.Disk(d), nil
+}
+
 // etcOf opens the defaults and the etc of a deployment; both are nil for none.
-func (s *Sysroot) etcOf(d *Deployment) (base, local *dirfd.Dir, done func(), err error) {
+func (s *Sysroot) etcOf(d *Deployment) (base, local source.Dir, done func(), err error) {
 	if d == nil {
 		return nil, nil, func() {}, nil
 	}
-	if base, err = dirfd.Open(s.root, path.Join(d.Dir(), "usr/etc")); err != nil {
+	if base, err = openSource(s.root, path.Join(d.Dir(), "usr/etc")); err != nil {
 		return nil, nil, nil, err
 	}
-	if local, err = dirfd.Open(s.root, path.Join(d.Dir(), "etc")); err != nil {
+	if local, err = openSource(s.root, path.Join(d.Dir(), "etc")); err != nil {
 		_ = base.Close()
 		return nil, nil, nil, err
 	}
@@ -107,7 +116,7 @@ func (s *Sysroot) EtcChanges(ctx context.Context, d *Deployment, image *os.Root)
 	defer done()
 	fresh := base
 	if image != nil {
-		if fresh, err = dirfd.Open(image, "usr/etc"); err != nil {
+		if fresh, err = openSource(image, "usr/etc"); err != nil {
 			return nil, fmt.Errorf("compare /etc: %w", err)
 		}
 		defer fresh.Close()

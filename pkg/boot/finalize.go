@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"strings"
 	"time"
 
-	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
-	"github.com/kedge-os/kedge/pkg/boot/keyfile"
+	"github.com/kedge-os/kedge/pkg/boot/stamp"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/ostree/object"
 )
@@ -48,7 +46,7 @@ func (s *Sysroot) Finalize(ctx context.Context) (Finalized, error) {
 	result, err := s.finalize(ctx, d)
 	if err != nil {
 		err = fmt.Errorf("finalize %s: %w", d.Name(), err)
-		if serr := s.writeFailure(d, err); serr != nil {
+		if serr := stamp.Write(s.root, failureFile, Failure{Time: s.opts.Clock(), Deployment: d.Name(), Message: err.Error()}); serr != nil {
 			s.log.Error("the stamp of the failure was not written", "error", serr)
 		}
 		return Finalized{}, err
@@ -131,58 +129,16 @@ func (s *Sysroot) markUpdated(d *Deployment) error {
 	return nil
 }
 
-// Failure is a finalisation that failed.
-type Failure struct {
-	Time       time.Time
-	Deployment string // CHECKSUM.SERIAL
-	Message    string
-}
+// Failure is a finalisation that failed; Deployment is CHECKSUM.SERIAL.
+type Failure = stamp.Failure
 
-// The stamp lives in kedge's own state: libostree removes its own stamp at the
-// next boot, and status has to show this until it is settled.
-const (
-	stateDir     = "ostree/kedge"
-	failureFile  = stateDir + "/finalize-failure"
-	failureGroup = "finalize"
-)
-
-func (s *Sysroot) writeFailure(d *Deployment, failure error) error {
-	f := &keyfile.File{}
-	f.Set(failureGroup, "time", s.opts.Clock().UTC().Format(time.RFC3339))
-	f.Set(failureGroup, "deployment", d.Name())
-	f.Set(failureGroup, "message", strings.ToValidUTF8(failure.Error(), "?"))
-	if err := s.root.MkdirAll(stateDir, 0o755); err != nil {
-		return err
-	}
-	return atomicfile.Write(s.root, failureFile, f.Encode(), 0o644)
-}
+// failureFile lives in kedge's own state: libostree removes its own stamp at
+// the next boot, and status has to show this until it is settled.
+const failureFile = "ostree/kedge/finalize-failure"
 
 // Failure returns the last finalisation that failed and has not been made good
 // by another one or ClearFailure; nil where there is none.
-func (s *Sysroot) Failure() (*Failure, error) {
-	text, err := readSmall(s.root, failureFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	f, err := keyfile.Parse(string(text))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", failureFile, err)
-	}
-	failure := &Failure{}
-	failure.Deployment, _ = f.Get(failureGroup, "deployment")
-	failure.Message, _ = f.Get(failureGroup, "message")
-	at, _ := f.Get(failureGroup, "time")
-	failure.Time, _ = time.Parse(time.RFC3339, at)
-	return failure, nil
-}
+func (s *Sysroot) Failure() (*Failure, error) { return stamp.Read(s.root, failureFile) }
 
 // ClearFailure forgets a failed finalisation.
-func (s *Sysroot) ClearFailure() error {
-	if err := s.root.Remove(failureFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
+func (s *Sysroot) ClearFailure() error { return stamp.Clear(s.root, failureFile) }

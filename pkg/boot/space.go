@@ -10,41 +10,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/internal/dirfd"
-	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/boot/bootdir"
 )
-
-// spaceMargin is what is asked for beside the kernels: entries, directories.
-const spaceMargin = 1 << 20
-
-// bootSpace returns the block size and the free bytes of the boot file system.
-func bootSpace(boot *os.Root) (block, free int64, err error) {
-	f, err := boot.Open(".")
-	if err != nil {
-		return 0, 0, err
-	}
-	defer f.Close()
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
-		return 0, 0, fmt.Errorf("ask for the free space of /boot: %w", err)
-	}
-	return st.Bsize, int64(st.Bavail) * st.Bsize, nil
-}
 
 // checkBootSpace refuses to begin what would fill the boot file system.
 func (s *Sysroot) checkBootSpace(k *Kernel, deployment, boot *os.Root, dst string) error {
-	if same, err := sameFilesystem(deployment, boot); err != nil || same {
+	if same, err := bootdir.SameFilesystem(deployment, boot); err != nil || same {
 		return err
 	}
-	block, free, err := bootSpace(boot)
+	block, free, err := bootdir.Space(boot)
 	if err != nil {
 		return err
 	}
 	need := k.missing(boot, dst, block)
-	if need == 0 || need+spaceMargin <= free {
+	if bootdir.Fits(need, free) {
 		return nil
 	}
-	return fault.New(fault.NoSpace, "free space on /boot (kedge cleanup removes old deployments) and run the command again; nothing was changed",
-		"install the kernel: %d bytes are needed on /boot and %d are free", need+spaceMargin, free)
+	return bootdir.NoSpace(need, free)
 }
 
 // makeRoom drops, on a booted host whose /boot is too small for the kernels of
@@ -55,15 +37,15 @@ func (s *Sysroot) makeRoom(ctx context.Context, next []*Deployment) error {
 	if s.booted == nil || s.boot == nil {
 		return nil
 	}
-	if same, err := sameFilesystem(s.root, s.boot); err != nil || same {
+	if same, err := bootdir.SameFilesystem(s.root, s.boot); err != nil || same {
 		return err
 	}
-	block, free, err := bootSpace(s.boot)
+	block, free, err := bootdir.Space(s.boot)
 	if err != nil {
 		return err
 	}
 	need, err := s.missingKernels(next, block)
-	if err != nil || need == 0 || need+spaceMargin <= free {
+	if err != nil || bootdir.Fits(need, free) {
 		return err
 	}
 	var keep []*Deployment
@@ -73,7 +55,7 @@ func (s *Sysroot) makeRoom(ctx context.Context, next []*Deployment) error {
 		}
 	}
 	gain, err := s.prunableKernels(next)
-	if err != nil || need+spaceMargin > free+gain || len(keep) == 0 {
+	if err != nil || !bootdir.Fits(need, free+gain) || len(keep) == 0 {
 		return err
 	}
 	s.log.Warn("/boot is too small: the old deployments go before the new one comes", "needed", need, "free", free)

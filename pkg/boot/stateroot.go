@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/internal/dirfd"
+	"github.com/kedge-os/kedge/pkg/boot/source"
+	"github.com/kedge-os/kedge/pkg/boot/vardir"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -95,124 +97,9 @@ func (s *Sysroot) seedVar(ctx context.Context, d *Deployment, deployment *os.Roo
 		return err
 	}
 	defer dst.Close()
-	have, err := dst.Names()
-	if err != nil || len(have) > 0 && !isSeedOf(have) {
-		return err
-	}
-	// The marker says until the end that the copy is not complete.
-	if err := dst.Remove(seedMarker); err != nil {
-		return err
-	}
-	if err := dst.Mkdir(seedMarker); err != nil {
-		return err
-	}
-	if err := copyVar(ctx, src, dst); err != nil {
-		return err
-	}
-	if _, err := deployment.Lstat("usr/lib/tmpfiles.d"); errors.Is(err, fs.ErrNotExist) {
-		if err := legacyVar(src, dst); err != nil {
-			return err
-		}
-	}
-	return dst.Remove(seedMarker)
-}
-
-// seedMarker stands in a var that is being filled; a run that was killed is
-// taken up again.
-const seedMarker = ".kedge-seeding"
-
-func isSeedOf(names []string) bool {
-	for _, n := range names {
-		if n == seedMarker {
-			return true
-		}
-	}
-	return false
-}
-
-// copyVar copies a tree with everything but sockets and fifos.
-func copyVar(ctx context.Context, src, dst *dirfd.Dir) error {
-	names, err := src.Names()
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		st, err := src.Lstat(n)
-		if err != nil {
-			return err
-		}
-		xattrs, err := src.Xattrs(n)
-		if err != nil {
-			return err
-		}
-		switch st.Mode & unix.S_IFMT {
-		case unix.S_IFREG:
-			err = dst.CopyFile(src, n, n, dirfd.Meta{UID: st.Uid, GID: st.Gid, Mode: st.Mode, Xattrs: xattrs, Mtime: st.Mtim})
-		case unix.S_IFLNK:
-			if err = copySymlink(src, dst, n); err == nil {
-				err = dst.SetMeta(n, st.Uid, st.Gid, st.Mode, xattrs)
-			}
-		case unix.S_IFDIR:
-			if err = copyVarDir(ctx, src, dst, n); err == nil {
-				err = dst.SetMeta(n, st.Uid, st.Gid, st.Mode, xattrs)
-			}
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func copyVarDir(ctx context.Context, src, dst *dirfd.Dir, name string) error {
-	if err := dst.Mkdir(name); err != nil {
-		return err
-	}
-	from, err := src.Sub(name)
-	if err != nil {
-		return err
-	}
-	defer from.Close()
-	to, err := dst.Sub(name)
-	if err != nil {
-		return err
-	}
-	defer to.Close()
-	return copyVar(ctx, from, to)
-}
-
-// legacyVar makes what systemd-tmpfiles would make and src does not have, for
-// images without it. What is there of it already may lack its mode.
-func legacyVar(src, dst *dirfd.Dir) error {
-	for _, d := range []struct {
-		name string
-		mode uint32
-	}{{"tmp", 0o1777}, {"lib", 0o755}, {"log", 0o755}} {
-		if seeded, err := src.Exists(d.name); err != nil {
-			return err
-		} else if seeded {
-			continue
-		}
-		if err := dst.Mkdir(d.name); err != nil {
-			return err
-		}
-		if err := dst.SetMeta(d.name, 0, 0, unix.S_IFDIR|d.mode, nil); err != nil {
-			return err
-		}
-	}
-	for _, l := range [][2]string{{"run", "../run"}, {"lock", "../run/lock"}} {
-		if there, err := dst.Exists(l[0]); err != nil {
-			return err
-		} else if !there {
-			if err := dst.Symlink(l[1], l[0]); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	_, err = deployment.Lstat("usr/lib/tmpfiles.d")
+	_, err = vardir.Seed(ctx, source.Disk(src), dst, !errors.Is(err, fs.ErrNotExist))
+	return err
 }
 
 // labelVar gives every file of the stateroot's var its label, once; a stamp

@@ -48,16 +48,27 @@ func Parse(text string) *Entry {
 
 func isAlpha(c byte) bool { return c|0x20 >= 'a' && c|0x20 <= 'z' }
 
-// Encode returns the entry's text.
-func (e *Entry) Encode() []byte {
+// Encode returns the entry's text with the keys in libostree's order.
+func (e *Entry) Encode() []byte { return e.EncodeIn(order) }
+
+// EncodeIn returns the entry's text with the keys of an order first; the others
+// follow as they came. initrd, where the order lacks it, stands between.
+func (e *Entry) EncodeIn(order []string) []byte {
 	var b strings.Builder
+	initrds := func() {
+		for _, v := range e.initrds {
+			fmt.Fprintf(&b, "initrd %s\n", v)
+		}
+	}
 	for _, k := range order {
-		if v, ok := e.Get(k); ok {
+		if k == "initrd" {
+			initrds()
+		} else if v, ok := e.Get(k); ok {
 			fmt.Fprintf(&b, "%s %s\n", k, v)
 		}
 	}
-	for _, v := range e.initrds {
-		fmt.Fprintf(&b, "initrd %s\n", v)
+	if !slices.Contains(order, "initrd") {
+		initrds()
 	}
 	for _, f := range e.fields {
 		if !slices.Contains(order, f.key) {

@@ -1,11 +1,13 @@
 package etcmerge
 
 import (
+	"fmt"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/internal/dirfd"
+	"github.com/kedge-os/kedge/pkg/boot/source"
 )
 
 // sameMeta compares type, permissions and owner.
@@ -16,7 +18,7 @@ func sameMeta(a, b *unix.Stat_t) bool {
 // sameEntry compares two entries of the same name that are not both
 // directories: metadata, contents, symlink targets, extended attributes other
 // than the label.
-func sameEntry(a, b *dirfd.Dir, name string, sa, sb *unix.Stat_t) (bool, error) {
+func sameEntry(a, b source.Dir, name string, sa, sb *unix.Stat_t) (bool, error) {
 	if !sameMeta(sa, sb) {
 		return false, nil
 	}
@@ -35,16 +37,35 @@ func sameEntry(a, b *dirfd.Dir, name string, sa, sb *unix.Stat_t) (bool, error) 
 		if differ, err := xattrsDiffer(a, b, name); err != nil || differ {
 			return false, err
 		}
-		if sa.Dev == sb.Dev && sa.Ino == sb.Ino || sa.Size == 0 {
+		if sa.Ino != 0 && sa.Dev == sb.Dev && sa.Ino == sb.Ino || sa.Size == 0 {
 			return true, nil
 		}
-		return dirfd.SameContent(a, name, b, name)
+		return sameContent(a, b, name)
 	}
 	return true, nil
 }
 
+// sameContent reports whether two regular files of one name hold the same bytes.
+func sameContent(a, b source.Dir, name string) (bool, error) {
+	fa, err := a.Open(name)
+	if err != nil {
+		return false, err
+	}
+	defer fa.Close()
+	fb, err := b.Open(name)
+	if err != nil {
+		return false, err
+	}
+	defer fb.Close()
+	same, err := dirfd.SameBytes(fa, fb)
+	if err != nil {
+		return false, fmt.Errorf("compare %s: %w", name, err)
+	}
+	return same, nil
+}
+
 // xattrsDiffer compares extended attributes without the label.
-func xattrsDiffer(a, b *dirfd.Dir, name string) (bool, error) {
+func xattrsDiffer(a, b source.Dir, name string) (bool, error) {
 	xa, err := a.Xattrs(name)
 	if err != nil {
 		return false, err

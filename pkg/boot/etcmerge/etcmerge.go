@@ -32,7 +32,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kedge-os/kedge/internal/dirfd"
+	"github.com/kedge-os/kedge/pkg/boot/source"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -90,7 +90,7 @@ type Merge struct {
 	// Changes are the local changes in the order of their paths.
 	Changes []Change
 
-	local, image *dirfd.Dir
+	local, image source.Dir
 	root         *node
 }
 
@@ -119,7 +119,7 @@ func isPlain(st *unix.Stat_t) bool {
 //
 // A type conflict is no error here, so that every one can be shown; see
 // Refused.
-func Plan(ctx context.Context, base, local, image *dirfd.Dir) (*Merge, error) {
+func Plan(ctx context.Context, base, local, image source.Dir) (*Merge, error) {
 	p := &planner{ctx: ctx}
 	root := &node{}
 	var err error

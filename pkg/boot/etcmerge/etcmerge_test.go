@@ -17,6 +17,7 @@ import (
 	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
+	"github.com/kedge-os/kedge/pkg/boot/source"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -117,6 +118,8 @@ func open(t testing.TB, path string) *dirfd.Dir {
 	return d
 }
 
+func tree(t testing.TB, path string) source.Dir { return source.Disk(open(t, path)) }
+
 func TestMerge(t *testing.T) {
 	lab.NeedRoot(t)
 	for _, c := range []struct {
@@ -216,7 +219,7 @@ func TestMerge(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			base, local, image := open(t, c.base.make(t)), open(t, c.local.make(t)), open(t, c.image.make(t))
+			base, local, image := tree(t, c.base.make(t)), tree(t, c.local.make(t)), tree(t, c.image.make(t))
 			m, err := etcmerge.Plan(context.Background(), base, local, image)
 			must(t, err)
 			var lines []string
@@ -251,7 +254,7 @@ func TestFirstDeploymentHasTheImagesDefaults(t *testing.T) {
 	lab.NeedRoot(t)
 	image := files{"a": "0600:1", "d/": "0700:", "d/l": "->a"}
 	path := t.TempDir()
-	m, err := etcmerge.Plan(context.Background(), nil, nil, open(t, image.make(t)))
+	m, err := etcmerge.Plan(context.Background(), nil, nil, tree(t, image.make(t)))
 	must(t, err)
 	_, err = m.Write(context.Background(), open(t, path), etcmerge.WriteOptions{})
 	must(t, err)
@@ -270,7 +273,7 @@ func TestAttributes(t *testing.T) {
 	must(t, os.Chown(filepath.Join(localDir, "a"), 3, 4))
 	when := time.Date(2020, 5, 6, 7, 8, 9, 0, time.UTC)
 	must(t, os.Chtimes(filepath.Join(localDir, "a"), when, when))
-	m, err := etcmerge.Plan(context.Background(), open(t, baseDir), open(t, localDir), open(t, imageDir))
+	m, err := etcmerge.Plan(context.Background(), tree(t, baseDir), tree(t, localDir), tree(t, imageDir))
 	must(t, err)
 	path := t.TempDir()
 	_, err = m.Write(context.Background(), open(t, path), etcmerge.WriteOptions{Labels: labels{}})
@@ -303,7 +306,7 @@ func TestSecondWriteCostsTheDifference(t *testing.T) {
 	big := strings.Repeat("b", etcmerge.LargeFile+1)
 	baseDir, localDir, imageDir := files{"a": "1"}.make(t), files{"a": "mine", "big": big, "gone": "x", "edit": "1"}.make(t), files{"a": "2"}.make(t)
 	dst := t.TempDir()
-	base, local, image := open(t, baseDir), open(t, localDir), open(t, imageDir)
+	base, local, image := tree(t, baseDir), tree(t, localDir), tree(t, imageDir)
 	write := func(since time.Time) etcmerge.Stats {
 		m, err := etcmerge.Plan(context.Background(), base, local, image)
 		must(t, err)
@@ -340,7 +343,7 @@ func TestSymlinkLoops(t *testing.T) {
 	lab.NeedRoot(t)
 	local := files{"loop": "->loop", "up": "->..", "out": "->/etc", "d/self": "->../d"}
 	path := t.TempDir()
-	m, err := etcmerge.Plan(context.Background(), open(t, files{}.make(t)), open(t, local.make(t)), open(t, files{}.make(t)))
+	m, err := etcmerge.Plan(context.Background(), tree(t, files{}.make(t)), tree(t, local.make(t)), tree(t, files{}.make(t)))
 	must(t, err)
 	_, err = m.Write(context.Background(), open(t, path), etcmerge.WriteOptions{})
 	must(t, err)
@@ -355,7 +358,7 @@ func BenchmarkMerge17k(b *testing.B) {
 	for i := range 17000 {
 		f[fmt.Sprintf("d%d/e%d/file%d", i%100, i%7, i)] = strings.Repeat("x", 200)
 	}
-	base, local, image := open(b, f.make(b)), open(b, f.make(b)), open(b, f.make(b))
+	base, local, image := tree(b, f.make(b)), tree(b, f.make(b)), tree(b, f.make(b))
 	dst := open(b, b.TempDir())
 	for b.Loop() {
 		m, err := etcmerge.Plan(context.Background(), base, local, image)

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kedge-os/kedge/internal/dirfd"
+	"github.com/kedge-os/kedge/pkg/boot/source"
 )
 
 type planner struct {
@@ -20,12 +20,12 @@ type planner struct {
 type entry struct {
 	path, name         string
 	base, local, image *unix.Stat_t
-	b, l, i            *dirfd.Dir // the directories that hold it
+	b, l, i            source.Dir // the directories that hold it
 }
 
 // dir merges one directory. A side that is nil has no such directory. changed
 // says whether anything in it was changed locally.
-func (p *planner) dir(prefix string, b, l, i *dirfd.Dir) (nodes []*node, changed bool, err error) {
+func (p *planner) dir(prefix string, b, l, i source.Dir) (nodes []*node, changed bool, err error) {
 	names, err := union(b, l, i)
 	if err != nil {
 		return nil, false, err
@@ -265,18 +265,18 @@ func (e *entry) imageSide() (ImageSide, error) {
 }
 
 // open opens the entry as a directory on the sides that have it as one.
-func (e *entry) open() (b, l, i *dirfd.Dir, done func(), err error) {
-	var opened []*dirfd.Dir
+func (e *entry) open() (b, l, i source.Dir, done func(), err error) {
+	var opened []source.Dir
 	done = func() {
 		for _, d := range opened {
 			_ = d.Close()
 		}
 	}
-	sub := func(parent *dirfd.Dir, st *unix.Stat_t) *dirfd.Dir {
+	sub := func(parent source.Dir, st *unix.Stat_t) source.Dir {
 		if err != nil || !isDir(st) {
 			return nil
 		}
-		var d *dirfd.Dir
+		var d source.Dir
 		if d, err = parent.Sub(e.name); err != nil {
 			return nil
 		}
@@ -291,7 +291,7 @@ func (e *entry) open() (b, l, i *dirfd.Dir, done func(), err error) {
 	return b, l, i, done, nil
 }
 
-func union(dirs ...*dirfd.Dir) ([]string, error) {
+func union(dirs ...source.Dir) ([]string, error) {
 	var all []string
 	for _, d := range dirs {
 		if d == nil {
@@ -307,7 +307,7 @@ func union(dirs ...*dirfd.Dir) ([]string, error) {
 	return slices.Compact(all), nil
 }
 
-func lstat(d *dirfd.Dir, name string) (*unix.Stat_t, error) {
+func lstat(d source.Dir, name string) (*unix.Stat_t, error) {
 	if d == nil {
 		return nil, nil
 	}

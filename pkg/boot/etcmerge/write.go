@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/internal/dirfd"
+	"github.com/kedge-os/kedge/pkg/boot/source"
 )
 
 // Labeler says which SELinux label a path is to have; false where the policy
@@ -60,7 +61,7 @@ type writer struct {
 }
 
 // dir writes the children of n into dst, then n's own attributes.
-func (w *writer) dir(path string, dst, local, image *dirfd.Dir, n *node) error {
+func (w *writer) dir(path string, dst *dirfd.Dir, local, image source.Dir, n *node) error {
 	have, err := dst.Names()
 	if err != nil {
 		return err
@@ -90,8 +91,8 @@ func (w *writer) dir(path string, dst, local, image *dirfd.Dir, n *node) error {
 
 // child writes one entry; local and image are the directories that hold it on
 // those sides, nil where there is none.
-func (w *writer) child(path string, dst, local, image *dirfd.Dir, c *node) error {
-	old, err := lstat(dst, c.name)
+func (w *writer) child(path string, dst *dirfd.Dir, local, image source.Dir, c *node) error {
+	old, err := lstat(source.Disk(dst), c.name)
 	if err != nil {
 		return err
 	}
@@ -115,7 +116,7 @@ func (w *writer) child(path string, dst, local, image *dirfd.Dir, c *node) error
 	return w.file(path, dst, src, c, old)
 }
 
-func (w *writer) subdir(path string, dst, local, image *dirfd.Dir, c *node, isNew bool) error {
+func (w *writer) subdir(path string, dst *dirfd.Dir, local, image source.Dir, c *node, isNew bool) error {
 	if isNew {
 		if err := dst.Mkdir(c.name); err != nil {
 			return err
@@ -139,7 +140,7 @@ func (w *writer) subdir(path string, dst, local, image *dirfd.Dir, c *node, isNe
 	return w.dir(path, d, l, i, c)
 }
 
-func (w *writer) symlink(path string, dst, src *dirfd.Dir, c *node, exists bool) error {
+func (w *writer) symlink(path string, dst *dirfd.Dir, src source.Dir, c *node, exists bool) error {
 	target, err := src.Readlink(c.name)
 	if err != nil {
 		return err
@@ -165,7 +166,7 @@ func (w *writer) symlink(path string, dst, src *dirfd.Dir, c *node, exists bool)
 	return w.attributes(path, dst, c.name, src, c.name, c)
 }
 
-func (w *writer) file(path string, dst, src *dirfd.Dir, c *node, old *unix.Stat_t) error {
+func (w *writer) file(path string, dst *dirfd.Dir, src source.Dir, c *node, old *unix.Stat_t) error {
 	if old != nil {
 		same, err := w.written(dst, src, c, old)
 		if err != nil {
@@ -182,8 +183,13 @@ func (w *writer) file(path string, dst, src *dirfd.Dir, c *node, old *unix.Stat_
 	if err != nil {
 		return err
 	}
+	in, err := src.Open(c.name)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
 	meta := dirfd.Meta{UID: c.st.Uid, GID: c.st.Gid, Mode: c.st.Mode, Xattrs: xattrs, Mtime: c.st.Mtim}
-	if err := dst.CopyNew(src, c.name, c.name, meta); err != nil {
+	if err := dst.WriteNew(in, c.name, meta); err != nil {
 		return err
 	}
 	w.stats.Files++
@@ -193,7 +199,7 @@ func (w *writer) file(path string, dst, src *dirfd.Dir, c *node, old *unix.Stat_
 }
 
 // written reports whether dst has the file's bytes already.
-func (w *writer) written(dst, src *dirfd.Dir, c *node, old *unix.Stat_t) (bool, error) {
+func (w *writer) written(dst *dirfd.Dir, src source.Dir, c *node, old *unix.Stat_t) (bool, error) {
 	if old.Size != c.st.Size {
 		return false, nil
 	}
@@ -201,12 +207,12 @@ func (w *writer) written(dst, src *dirfd.Dir, c *node, old *unix.Stat_t) (bool, 
 		time.Unix(c.st.Ctim.Unix()).Before(w.o.Since) {
 		return true, nil
 	}
-	return dirfd.SameContent(src, c.name, dst, c.name)
+	return sameContent(src, source.Disk(dst), c.name)
 }
 
 // attributes corrects owner, mode and extended attributes where they are not
 // yet the source's.
-func (w *writer) attributes(path string, dst *dirfd.Dir, name string, src *dirfd.Dir, srcName string, n *node) error {
+func (w *writer) attributes(path string, dst *dirfd.Dir, name string, src source.Dir, srcName string, n *node) error {
 	want, err := w.xattrs(path, src, srcName, n)
 	if err != nil {
 		return err
@@ -227,7 +233,7 @@ func (w *writer) attributes(path string, dst *dirfd.Dir, name string, src *dirfd
 }
 
 // xattrs returns what an entry of the new /etc is to have.
-func (w *writer) xattrs(path string, src *dirfd.Dir, name string, n *node) ([]dirfd.Xattr, error) {
+func (w *writer) xattrs(path string, src source.Dir, name string, n *node) ([]dirfd.Xattr, error) {
 	list, err := src.Xattrs(name)
 	if err != nil || n.local || w.o.Labels == nil {
 		return list, err
@@ -242,7 +248,7 @@ func (w *writer) xattrs(path string, src *dirfd.Dir, name string, n *node) ([]di
 	return list, nil
 }
 
-func subOrNil(d *dirfd.Dir, name string) (*dirfd.Dir, error) {
+func subOrNil(d source.Dir, name string) (source.Dir, error) {
 	st, err := lstat(d, name)
 	if err != nil || !isDir(st) {
 		return nil, err
@@ -250,7 +256,7 @@ func subOrNil(d *dirfd.Dir, name string) (*dirfd.Dir, error) {
 	return d.Sub(name)
 }
 
-func closeAll(dirs ...*dirfd.Dir) {
+func closeAll(dirs ...source.Dir) {
 	for _, d := range dirs {
 		if d != nil {
 			_ = d.Close()

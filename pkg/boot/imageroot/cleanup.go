@@ -1,0 +1,225 @@
+package imageroot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/internal/dirfd"
+	"github.com/kedge-os/kedge/pkg/boot/bootdir"
+)
+
+// Cleanup removes what the list in use does not reach: state directories,
+// kernels, and what a writer that died left behind. What any entry names stays,
+// also one that is not understood. Images and objects are the repository's to
+// collect afterwards. It never touches the booted deployment, and can be
+// stopped and run again at any point.
+func (s *Sysroot) Cleanup(ctx context.Context) error {
+	if err := s.requireLock("clean up"); err != nil {
+		return err
+	}
+	for _, step := range []func(context.Context) error{s.cleanEntries, s.cleanState, s.cleanKernels} {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := step(ctx); err != nil {
+			return fmt.Errorf("clean up the sysroot: %w", err)
+		}
+	}
+	s.release()
+	return nil
+}
+
+// cleanEntries removes directories of entries that are not in use.
+func (s *Sysroot) cleanEntries(context.Context) error {
+	if s.boot == nil {
+		return nil
+	}
+	if err := s.boot.RemoveAll(nextDir); err != nil {
+		return err
+	}
+	if s.Staged() != nil {
+		return nil
+	}
+	return s.removeMarker()
+}
+
+func (s *Sysroot) cleanState(ctx context.Context) error {
+	keep := func(name string) bool {
+		return s.mentioned[name] || s.booted != nil && s.booted.digest == name
+	}
+	dir, err := dirfd.Open(s.root, deployDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	names, err := dir.Names()
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if !digestForm.MatchString(n) || keep(n) {
+			continue
+		}
+		s.log.Debug("remove deployment", "deployment", n)
+		if err := dir.Remove(n); err != nil {
+			return err
+		}
+	}
+	return s.cleanPending()
+}
+
+// cleanPending removes what waited for a deployment that never came.
+func (s *Sysroot) cleanPending() error {
+	pending := path.Join(stateDir, "pending")
+	names, err := readNames(s.root, pending)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	staged := s.Staged()
+	for _, n := range names {
+		if staged != nil && staged.pending && staged.Digest == n {
+			continue
+		}
+		if err := s.root.RemoveAll(path.Join(pending, n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cleanKernels removes kernels that no entry boots.
+func (s *Sysroot) cleanKernels(context.Context) error {
+	if s.boot == nil {
+		return nil
+	}
+	return s.removeKernels(func(name string) bool { return s.mentioned[name] })
+}
+
+// eachKernel calls fn for every kernel directory beneath the boot directory.
+func (s *Sysroot) eachKernel(fn func(dir, name string) error) error {
+	for _, dir := range []string{".", espKernels} {
+		names, err := readNames(s.boot, dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			if d, ok := strings.CutPrefix(n, kernelPrefix); ok && digestForm.MatchString(d) {
+				if err := fn(dir, n); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Sysroot) removeKernels(keep func(name string) bool) error {
+	return s.eachKernel(func(dir, name string) error {
+		if keep(name) {
+			return nil
+		}
+		return s.boot.RemoveAll(path.Join(dir, name))
+	})
+}
+
+// KernelSpace returns the bytes that the kernels of new deployments would add
+// to /boot, and how many are free there.
+func (s *Sysroot) KernelSpace(ctx context.Context, list []*Deployment) (need, free int64, err error) {
+	if _, err := s.bootDir(); err != nil {
+		return 0, 0, err
+	}
+	return s.kernelSpace(s.newImages(ctx), list)
+}
+
+func (s *Sysroot) kernelSpace(images *images, list []*Deployment) (need, free int64, err error) {
+	block, free, err := bootdir.Space(s.boot)
+	if err != nil {
+		return 0, 0, err
+	}
+	counted := map[string]bool{}
+	for _, d := range list {
+		k, dir, err := s.missingKernel(images, d)
+		if err != nil {
+			return 0, 0, err
+		}
+		if k != nil && !counted[dir] {
+			counted[dir] = true
+			need += s.kernelBytes(k, dir, block)
+		}
+	}
+	return need, free, nil
+}
+
+// makeRoom drops, on a booted host whose /boot is too small for the kernels of
+// the list next beside all that are there, the deployments that next drops
+// anyway. It has Write's commit point of its own: the list without them. Where
+// that would not be enough either it does nothing, and what comes after refuses.
+func (s *Sysroot) makeRoom(images *images, next []*Deployment) error {
+	if _, err := s.bootDir(); s.booted == nil || err != nil {
+		return err
+	}
+	need, free, err := s.kernelSpace(images, next)
+	if err != nil || bootdir.Fits(need, free) {
+		return err
+	}
+	stays := func(d *Deployment) bool { return slices.ContainsFunc(next, d.same) }
+	keep := slices.DeleteFunc(s.Deployments(), func(d *Deployment) bool { return d.Staged || !stays(d) })
+	kernels := map[string]bool{}
+	for _, d := range next {
+		dir, _ := placeOf(d.Entry)
+		kernels[path.Base(dir)] = true
+	}
+	gain, err := s.kernelsBut(kernels)
+	if err != nil || !bootdir.Fits(need, free+gain) {
+		return err
+	}
+	s.log.Warn("/boot is too small: the old deployments go before the new one comes", "needed", need, "free", free)
+	if staged := s.Staged(); staged != nil && !stays(staged) && !slices.ContainsFunc(next, staged.sameState) {
+		if err := s.dropStaged(staged); err != nil {
+			return err
+		}
+	}
+	if err := s.swap(images.ctx, keep); err != nil {
+		return fmt.Errorf("make room on /boot: %w", err)
+	}
+	if err := s.Load(); err != nil {
+		return err
+	}
+	return s.removeKernels(func(name string) bool { return kernels[name] || s.mentioned[name] })
+}
+
+// kernelsBut returns the bytes of the kernels in /boot beside those named.
+func (s *Sysroot) kernelsBut(keep map[string]bool) (int64, error) {
+	var gain int64
+	err := s.eachKernel(func(dir, name string) error {
+		if keep[name] {
+			return nil
+		}
+		d, err := dirfd.Open(s.boot, path.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		return d.Walk(func(_ *dirfd.Dir, _, _ string, st *unix.Stat_t) error {
+			gain += st.Blocks * 512
+			return nil
+		})
+	})
+	return gain, err
+}

@@ -1,0 +1,108 @@
+package imageroot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+
+	"github.com/kedge-os/kedge/internal/dirfd"
+	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
+	"github.com/kedge-os/kedge/pkg/boot/source"
+)
+
+// mergeEtc fills a deployment's etc from its image's and merge's changes, which
+// it returns. Files of the image have the labels that the image was given from
+// its own policy; local files keep theirs.
+func (s *Sysroot) mergeEtc(ctx context.Context, images *images, d, merge *Deployment, o etcmerge.WriteOptions) (changes []etcmerge.Change, stats etcmerge.Stats, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("merge /etc: %w", err)
+		}
+	}()
+	image, err := images.etc(d)
+	if err != nil {
+		return nil, stats, err
+	}
+	dst, err := dirfd.Open(s.root, d.etcDir())
+	if err != nil {
+		return nil, stats, err
+	}
+	defer dst.Close()
+	base, local, done, err := s.etcOf(images, merge)
+	if err != nil {
+		return nil, stats, err
+	}
+	defer done()
+	m, err := etcmerge.Plan(ctx, base, local, image)
+	if err != nil {
+		return nil, stats, err
+	}
+	if stats, err = m.Write(ctx, dst, o); err != nil {
+		return nil, stats, err
+	}
+	s.log.Info("merged /etc", "changes", len(m.Changes), "files", stats.Files, "bytes", stats.Bytes)
+	// What systemd runs once after an update goes by its absence.
+	return m.Changes, stats, dst.Remove(".updated")
+}
+
+// etc opens the /etc of a deployment's image.
+func (i *images) etc(d *Deployment) (source.Dir, error) {
+	image, err := i.get(d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	return image.Dir("etc")
+}
+
+// etcOf opens the defaults and the etc of a deployment; both are nil for none.
+func (s *Sysroot) etcOf(images *images, d *Deployment) (base, local source.Dir, done func(), err error) {
+	if d == nil {
+		return nil, nil, func() {}, nil
+	}
+	if base, err = images.etc(d); err != nil {
+		return nil, nil, nil, err
+	}
+	if local, err = openDisk(s.root, d.etcDir()); err != nil {
+		return nil, nil, nil, err
+	}
+	return base, local, func() { _, _ = base.Close(), local.Close() }, nil
+}
+
+// EtcChanges returns the local changes to a deployment's /etc, and what the
+// image with that digest did to the same paths; with "", its own image stands
+// for it. It writes nothing.
+func (s *Sysroot) EtcChanges(ctx context.Context, d *Deployment, digest string) ([]etcmerge.Change, error) {
+	images := s.newImages(ctx)
+	base, local, done, err := s.etcOf(images, d)
+	if err != nil {
+		return nil, fmt.Errorf("compare /etc: %w", err)
+	}
+	defer done()
+	fresh := base
+	if digest != "" {
+		if fresh, err = images.etc(&Deployment{Digest: digest}); err != nil {
+			return nil, fmt.Errorf("compare /etc: %w", err)
+		}
+	}
+	m, err := etcmerge.Plan(ctx, base, local, fresh)
+	if err != nil {
+		return nil, fmt.Errorf("compare /etc: %w", err)
+	}
+	return m.Changes, nil
+}
+
+// markUpdated removes the stamp of /var, so that what systemd runs
+// once after an update of /usr runs (ConditionNeedsUpdate=). The booted /var is
+// the mounted one, which may be a file system of its own.
+func (s *Sysroot) markUpdated() error {
+	root, name := s.root, path.Join(varDir, ".updated")
+	if s.booted != nil {
+		root, name = s.host, "var/.updated"
+	}
+	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
