@@ -1,30 +1,34 @@
-// Command bench measures kedge against podman, umoci and ostree on the lab's
-// base image, in one run on one machine, and prints a markdown table.
+// Command bench measures kedge against podman, umoci, ostree and mkcomposefs on
+// the lab's base image, in one run on one machine, and prints a markdown table.
 //
-// Each figure is the best of several runs that start from the same state, with
-// the page cache warm and earlier writes flushed. "The limit" is one process
-// that does what nobody can leave out: decompress, hash the blob, the layer and
-// each file, write the files.
+// Each run of each program has an ext4 file system of its own that was just
+// made. Each figure is the best of several runs, with the page cache warm and
+// earlier writes flushed. "The limit" is one process that does what nobody can
+// leave out: decompress, hash the blob, the layer and each file, write the
+// files.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 type bench struct {
-	kedge, layout, work, chunked string
-	runs                         int
-	only                         string
-	registry                     *registry
-	rows                         []row
+	kedge, layout, work  string
+	chunked, mkcomposefs string
+	runs                 int
+	only                 string
+	registry             *registry
+	rows                 []row
 }
 
 func main() {
@@ -32,8 +36,9 @@ func main() {
 	flag.StringVar(&b.kedge, "kedge", "bin/kedge", "the `PROGRAM` to measure")
 	flag.StringVar(&b.layout, "layout", "", "OCI layout `DIR` of the lab's base image (hack/lab/base-image.sh prints it)")
 	flag.StringVar(&b.chunked, "chunked", "", "OCI layout `DIR` of the ostree-chunked image (hack/lab/chunked/large.sh prints it); may be empty")
-	flag.StringVar(&b.work, "work", "", "scratch `DIR` on the file system to measure; made and removed")
-	flag.IntVar(&b.runs, "runs", 3, "take the best of `N` runs")
+	flag.StringVar(&b.mkcomposefs, "mkcomposefs", "", "the `PROGRAM` that runs mkcomposefs (hack/lab/mkcomposefs.sh); may be empty")
+	flag.StringVar(&b.work, "work", "", "scratch `DIR` with 15 GB of free space; made and removed")
+	flag.IntVar(&b.runs, "runs", 2, "take the best of `N` runs")
 	flag.StringVar(&b.only, "only", "", "only the rows whose name has `TEXT` in it")
 	flag.Parse()
 	switch os.Getenv(roleVariable) {
@@ -63,92 +68,88 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	if b.work == "" {
-		b.work, err = os.MkdirTemp("", "kedge-bench-")
-	} else {
-		err = os.MkdirAll(b.work, 0o755)
+		b.work = os.TempDir()
 	}
-	if err != nil {
+	if err := os.MkdirAll(b.work, 0o755); err != nil {
 		return err
 	}
-	defer func() {
-		if e := b.remove(b.work); err == nil {
-			err = e
-		}
-	}()
+	if b.work, err = os.MkdirTemp(b.work, "kedge-bench-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
 	if b.registry, err = serve(filepath.Join(b.work, "registry")); err != nil {
 		return err
 	}
 	defer b.registry.close()
-	for _, group := range []func(context.Context) error{b.cold, b.upgrades} {
+	b.heading()
+	for _, group := range []func(context.Context) error{b.cold, b.large, b.upgrades} {
 		if err := group(ctx); err != nil {
 			return err
 		}
 	}
-	b.print()
 	return nil
 }
 
+// wanted reports whether a row is to be measured.
+func (b *bench) wanted(name string) bool { return strings.Contains(name, b.only) }
+
 // program is something to measure. prepare makes the state that a run starts
-// from, in the directory dir below the scratch directory, and returns the
-// command line.
+// from in a directory that does not exist yet, on a file system of its own, and
+// returns the command line.
 type program struct {
 	name    string
-	dir     string
-	keep    bool // what a run leaves is of use to the next program
 	prepare func(dir string) (argv []string, err error)
 }
 
 // compare runs programs in turn, several times, so that what else the machine
-// does slows all of them alike, and records the best run of each.
-func (b *bench) compare(ctx context.Context, name string, programs []program) error {
+// does slows all of them alike, and prints the best run of each.
+func (b *bench) compare(ctx context.Context, name string, runs int, programs []program) error {
+	if !b.wanted(name) {
+		return nil
+	}
 	best := make([]measured, len(programs))
-	for i := range b.runs {
+	for i := range runs {
 		for k, p := range programs {
-			dir, err := b.fresh(p.dir)
+			m, err := b.once(ctx, p)
 			if err != nil {
 				return err
 			}
-			argv, err := p.prepare(dir)
-			if err != nil {
-				return err
-			}
-			m, err := b.measure(ctx, argv)
-			if err != nil {
-				return err
-			}
-			if i == 0 || m.Wall < best[k].Wall {
-				best[k].Wall = m.Wall
-			}
-			if i == 0 || m.CPU < best[k].CPU {
-				best[k].CPU = m.CPU
-			}
-			best[k].RSS = max(best[k].RSS, m.RSS)
-			if p.keep {
-				continue
-			}
-			if err := b.remove(dir); err != nil {
-				return err
+			if i == 0 {
+				best[k] = m
+			} else {
+				best[k].better(m)
 			}
 		}
 	}
 	for k, p := range programs {
-		b.record(name, p.name, best[k])
+		b.record(row{name, p.name, best[k].usage, best[k].RSS})
+		if best[k].Import.Wall > 0 {
+			b.record(row{name, p.name + ": the import in it", best[k].Import, 0})
+		}
 	}
 	return nil
 }
 
-// remove deletes a directory that may hold immutable deployments and mounts.
-func (b *bench) remove(dir string) error {
-	// podman mounts its own directory over itself, and leaves that so when it
-	// is killed.
-	_ = unix.Unmount(filepath.Join(dir, "root/overlay"), unix.MNT_DETACH)
-	_ = unix.Unmount(filepath.Join(dir, "podman/root/overlay"), unix.MNT_DETACH)
-	_ = exec.Command("chattr", "-R", "-f", "-i", dir).Run()
-	return os.RemoveAll(dir)
+// once measures a program on a new disk.
+func (b *bench) once(ctx context.Context, p program) (m measured, err error) {
+	d, err := newDisk(b.work)
+	if err != nil {
+		return m, err
+	}
+	defer func() { err = errors.Join(err, d.remove()) }()
+	argv, err := p.prepare(filepath.Join(d.dir, "store"))
+	if err != nil {
+		return m, err
+	}
+	return b.measure(ctx, argv)
 }
 
-// fresh returns a directory that does not exist, in place of what was there.
-func (b *bench) fresh(name string) (string, error) {
-	dir := filepath.Join(b.work, name)
-	return dir, b.remove(dir)
+// quietly runs a command that is not measured.
+func (b *bench) quietly(argv ...string) error {
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), b.registry.env())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", strings.Join(argv, " "), err, out)
+	}
+	return nil
 }

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
+	"hash"
 	"io"
 	"log"
 	"net"
@@ -41,6 +43,9 @@ func serve(dir string) (*registry, error) {
 	return r, os.WriteFile(r.config, []byte(fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", r.address)), 0o644)
 }
 
+// env makes the programs that are measured talk to the registry.
+func (r *registry) env() string { return "CONTAINERS_REGISTRIES_CONF=" + r.config }
+
 func (r *registry) close() { _ = r.server.Close() }
 
 func (r *registry) image(tag string) string { return r.address + "/os:" + tag }
@@ -78,6 +83,10 @@ func fromLayout(dir, tag string) (v1.Image, error) {
 		}
 	}
 	return nil, fmt.Errorf("%s has no image tagged %s", dir, tag)
+}
+
+func sum(h hash.Hash) v1.Hash {
+	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(h.Sum(nil))}
 }
 
 // derive adds a layer to an image.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures bin/kedge on the lab's images and prints the table of
-# docs/performance.md. Arguments go to the program: -runs N, -only TEXT.
+# docs/performance.md, row by row. Arguments go to the program: -runs N, -only
+# TEXT.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -16,4 +17,5 @@ program=$(mktemp)
 trap 'rm -f "$program"' EXIT
 CGO_ENABLED=0 go build -tags "$tags" -o "$program" ./hack/bench
 # The scratch directory is beside the cache: not a tmpfs.
-"$program" -layout "$layout" -chunked "$chunked" -work "$(dirname "$layout")/../bench-work" "$@"
+hack/lab/mkcomposefs.sh --root >/dev/null # unpacked before it is measured
+"$program" -layout "$layout" -chunked "$chunked" -mkcomposefs hack/lab/mkcomposefs.sh -work "$(dirname "$layout")/.." "$@"

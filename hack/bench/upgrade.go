@@ -5,10 +5,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -19,28 +17,28 @@ import (
 // upgrades starts from a host, or a podman store, that has the base image, and
 // moves the tag that it follows.
 func (b *bench) upgrades(ctx context.Context) error {
-	if !strings.Contains("upgrade", b.only) && b.only != "" {
-		return nil
-	}
 	base, err := b.registry.pull("base20")
-	if err != nil {
-		return err
-	}
-	oneFile, err := layerWith([]member{{"usr/share/kedge-bench", []byte("one file\n")}})
-	if err != nil {
-		return err
-	}
-	onePercent, err := percentLayer(base)
 	if err != nil {
 		return err
 	}
 	for _, u := range []struct {
 		name  string
-		layer []byte
-	}{{"upgrade, no change", nil}, {"upgrade, one file", oneFile}, {"upgrade, 1 % of the files", onePercent}} {
+		layer func() ([]byte, error)
+	}{
+		{"upgrade, no change", nil},
+		{"upgrade, one file", func() ([]byte, error) { return layerWith([]member{{"usr/share/kedge-bench", []byte("one file\n")}}) }},
+		{"upgrade, 1 % of the files", func() ([]byte, error) { return percentLayer(base) }},
+	} {
+		if !b.wanted(u.name) {
+			continue
+		}
 		target := base
 		if u.layer != nil {
-			if target, err = derive(base, u.layer); err != nil {
+			layer, err := u.layer()
+			if err != nil {
+				return err
+			}
+			if target, err = derive(base, layer); err != nil {
 				return err
 			}
 		}
@@ -53,26 +51,23 @@ func (b *bench) upgrades(ctx context.Context) error {
 
 func (b *bench) upgrade(ctx context.Context, name string, base, target v1.Image) error {
 	source := b.registry.image("moving")
-	return b.compare(ctx, name, []program{
-		{"podman pull", "podman", false, func(dir string) ([]string, error) {
-			pull := append(podman(dir), "pull", "--quiet", "--tls-verify=false", source)
-			return pull, errors.Join(b.registry.push("moving", base), b.quietly(pull...), b.registry.push("moving", target))
+	// moved makes a store with the old image and moves the tag.
+	moved := func(argv ...string) error {
+		if err := b.registry.push("moving", base); err != nil {
+			return err
+		}
+		return errors.Join(b.quietly(argv...), b.registry.push("moving", target))
+	}
+	return b.compare(ctx, name, b.runs, []program{
+		{reference, func(dir string) ([]string, error) {
+			pull := podmanPull(dir, source)
+			return pull, moved(pull...)
 		}},
-		{"kedge upgrade", "sysroot", false, func(dir string) ([]string, error) {
-			return []string{b.kedge, "--sysroot", dir, "upgrade"}, errors.Join(os.Mkdir(dir, 0o755), b.registry.push("moving", base),
-				b.quietly(b.kedge, "install", "to-filesystem", "--image", "docker://"+source, "--bootloader", "none", dir),
-				b.registry.push("moving", target))
+		{"kedge upgrade", func(dir string) ([]string, error) {
+			return []string{b.kedge, "--sysroot", dir, "--progress-fd", progressFD, "upgrade"},
+				errors.Join(os.Mkdir(dir, 0o755), moved(b.kedge, "install", "to-filesystem", "--image", "docker://"+source, "--bootloader", "none", dir))
 		}},
 	})
-}
-
-func (b *bench) quietly(argv ...string) error {
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), "CONTAINERS_REGISTRIES_CONF="+b.registry.config)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w\n%s", strings.Join(argv, " "), err, out)
-	}
-	return nil
 }
 
 type member struct {
