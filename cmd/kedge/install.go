@@ -23,7 +23,8 @@ func (o *installOptions) AddFlags() []cli.Flag {
 		&cli.StringFlag{Name: "stateroot", Value: "default", Usage: "keep /var in stateroot `NAME`", Destination: &o.Stateroot},
 		&cli.StringSliceFlag{Name: "karg", Usage: "boot with kernel argument `K=V`; may be repeated", Destination: &o.Kargs},
 		&cli.StringFlag{Name: "bootloader", Value: "none", Usage: "install boot loader `NAME`: none", Destination: &o.Bootloader},
-		&cli.StringFlag{Name: "backend", Value: "ostree", Usage: "keep roots in store `NAME`: ostree", Destination: &o.Backend},
+		&cli.StringFlag{Name: "backend", Value: host.AutoBackend, Usage: "keep roots in store `NAME`: ostree, composefs, or auto: the one that DIR has, else ostree", Destination: &o.Backend},
+		&cli.BoolFlag{Name: "allow-missing-verity", Usage: "make do with a file system without fs-verity, which is recorded; then nothing notices a changed file", Destination: &o.AllowMissingVerity},
 	}
 }
 
@@ -41,6 +42,8 @@ func cmdInstall(e *env) *cli.Command {
 			Description: "DIR is the root of the host to be: an empty directory or mount point, with /boot mounted\n" +
 				"below it where it is to be a file system of its own. With --bootloader none, boot entries\n" +
 				"are written to DIR/boot/loader and nothing reads them yet: bring your own loader.\n\n" +
+				"The composefs backend keeps roots as images that fs-verity guards: the file system must have\n" +
+				"it (mkfs.ext4 -O verity), and the image's initramfs kedge-initramfs or bootc-root-setup.\n\n" +
 				"The kernel finds its root by the arguments given with --karg and by those in the image's\n" +
 				"/usr/lib/bootc/kargs.d and /usr/lib/kedge/kargs.d.",
 			UsageText: "kedge install to-filesystem --image oci:/srv/os:stable --target-image registry.example/os:stable --karg root=LABEL=root --karg rw /mnt",

@@ -191,7 +191,7 @@ func TestExitCodes(t *testing.T) {
 		{"status --sysroot " + empty, 3, ""},
 		{"status --sysroot " + empty + "/absent", 3, ""},
 		{"install to-filesystem --image oci:/absent:x " + empty, 3, ""},
-		{"install to-filesystem --image localhost:1/os:1 --backend composefs " + empty, 2, ""},
+		{"install to-filesystem --image localhost:1/os:1 --backend lvm " + empty, 2, ""},
 		{"completion tcsh", 2, ""},
 	} {
 		_, stderr, status := kedge(t, strings.Fields(c.args)...)

@@ -22,9 +22,10 @@ type deployment struct {
 	downloadOnly bool // staged, and not to be finalised
 	pinned       bool
 
-	origin origin
-	image  *imageInfo // nil: no container image
-	update *imageInfo // newer image that a check found, or nil
+	origin   origin
+	manifest string     // digest of the image; "" for no container image
+	image    *imageInfo // nil: none, or it cannot be read
+	update   *imageInfo // newer image that a check found, or nil
 	kargs  []string
 
 	// etcConflicts are the paths in /etc that both the host and the image

@@ -82,13 +82,13 @@ func (h *Host) repair(ctx context.Context) (*v1.Check, error) {
 // fetchAgain implements fetchFunc: by digest from a registry; from elsewhere if
 // the image there is still the same.
 func (h *Host) fetchAgain(ctx context.Context, d *deployment) (*ocibridge.Source, error) {
-	if d.image == nil || d.origin.ref == nil {
+	if d.manifest == "" || d.origin.ref == nil {
 		return nil, fault.New(fault.NotFound, "", "the deployment %s was made from no image that is known", d.id)
 	}
 	ref := *d.origin.ref
 	if ref.Transport == ocibridge.Registry {
 		var err error
-		if ref, err = ref.WithDigest(d.image.digest); err != nil {
+		if ref, err = ref.WithDigest(d.manifest); err != nil {
 			return nil, err
 		}
 	}
@@ -96,9 +96,9 @@ func (h *Host) fetchAgain(ctx context.Context, d *deployment) (*ocibridge.Source
 	if err != nil {
 		return nil, err
 	}
-	if src.ManifestDigest != d.image.digest {
+	if src.ManifestDigest != d.manifest {
 		h.cfg.closeQuietly(src)
-		return nil, fault.New(fault.NotFound, "", "%s is another image now than %s, of which deployment %s was made", ref, d.image.digest, d.id)
+		return nil, fault.New(fault.NotFound, "", "%s is another image now than %s, of which deployment %s was made", ref, d.manifest, d.id)
 	}
 	return src, nil
 }

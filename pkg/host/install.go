@@ -27,8 +27,15 @@ type InstallOptions struct {
 	Stateroot        string
 	Kargs            []string
 	Bootloader       string
-	Backend          string
+	// Backend is "ostree", "composefs" or AutoBackend, which "" is too.
+	Backend string
+	// AllowMissingVerity makes do with a file system without fs-verity where the
+	// backend wants it, and records that.
+	AllowMissingVerity bool
 }
+
+// defaultStateroot is bootc's name for the only one there is.
+const defaultStateroot = "default"
 
 func (o InstallOptions) check() error {
 	if o.Bootloader != "" && o.Bootloader != "none" {
@@ -74,7 +81,7 @@ func Install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, err
 
 func install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, error) {
 	if o.Stateroot == "" {
-		o.Stateroot = "default"
+		o.Stateroot = defaultStateroot
 	}
 	if err := o.check(); err != nil {
 		return nil, err
@@ -132,6 +139,9 @@ func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibri
 	if len(list) > 0 || h.Booted() {
 		return nil, fault.New(fault.Conflict, "kedge switch moves an installed host to another image", "%s has deployments already", h.cfg.Sysroot)
 	}
+	if err := h.store.CheckVerity(nil, o.AllowMissingVerity); err != nil {
+		return nil, err
+	}
 	if err := checkSpace(h.space(nil, info)); err != nil {
 		return nil, err
 	}
@@ -143,7 +153,9 @@ func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibri
 	if err := h.store.InitStateroot(o.Stateroot); err != nil {
 		return nil, err
 	}
-	r := deployRequest{root: root, ref: &follow, stateroot: o.Stateroot, kargs: karg.Args{}.Append(o.Kargs...)}
+	r := deployRequest{
+		root: root, ref: &follow, stateroot: o.Stateroot, kargs: karg.Args{}.Append(o.Kargs...), allowMissingVerity: o.AllowMissingVerity,
+	}
 	res, err := h.deploy(ctx, "install", list, r)
 	if err != nil {
 		return nil, err

@@ -23,6 +23,8 @@ type SwitchOptions struct {
 	DownloadOnly bool
 	// EnforceSigpolicy demands a signature, at every upgrade too.
 	EnforceSigpolicy bool
+	// AllowMissingVerity is as in InstallOptions.
+	AllowMissingVerity bool
 }
 
 // Switch makes another image what the next boot takes, and what upgrades
@@ -32,7 +34,7 @@ func (h *Host) Switch(ctx context.Context, o SwitchOptions) (*v1.Result, error) 
 	if err != nil {
 		return nil, wrap("switch", err)
 	}
-	r, err := h.move(ctx, move{verb: "switch", fetch: ref, follow: ref, hold: o.DownloadOnly, retain: o.Retain})
+	r, err := h.move(ctx, move{verb: "switch", fetch: ref, follow: ref, hold: o.DownloadOnly, retain: o.Retain, allowMissingVerity: o.AllowMissingVerity})
 	return r, wrap("switch", err)
 }
 
@@ -41,6 +43,8 @@ type UpgradeOptions struct {
 	Tag            string // follow this tag of the same repository
 	DownloadOnly   bool
 	FromDownloaded bool // release what DownloadOnly staged; no network
+	// AllowMissingVerity is as in InstallOptions.
+	AllowMissingVerity bool
 }
 
 // Upgrade moves to the newest digest behind the reference in the origin.
@@ -53,7 +57,7 @@ func (h *Host) Upgrade(ctx context.Context, o UpgradeOptions) (*v1.Result, error
 	if err != nil {
 		return nil, wrap("upgrade", err)
 	}
-	r, err := h.move(ctx, move{verb: "upgrade", fetch: ref, follow: ref, hold: o.DownloadOnly})
+	r, err := h.move(ctx, move{verb: "upgrade", fetch: ref, follow: ref, hold: o.DownloadOnly, allowMissingVerity: o.AllowMissingVerity})
 	return r, wrap("upgrade", err)
 }
 
@@ -130,6 +134,8 @@ type move struct {
 	follow ocibridge.Reference // what the origin records
 	hold   bool
 	retain bool
+
+	allowMissingVerity bool
 }
 
 // move fetches an image and deploys it. The lock is taken only after the
@@ -160,6 +166,9 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 	if isAt(base, m.follow, info.digest) && base.downloadOnly == m.hold && !m.retain {
 		return h.alreadyAt(ctx, m.verb, list, base)
 	}
+	if err := h.store.CheckVerity(base, m.allowMissingVerity); err != nil {
+		return nil, err
+	}
 	if err := checkSpace(h.space(list, info)); err != nil {
 		return nil, err
 	}
@@ -173,7 +182,9 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 			return nil, err
 		}
 	}
-	r, err := h.deploy(ctx, m.verb, list, deployRequest{root: root, ref: &m.follow, base: base, stateroot: base.stateroot, hold: m.hold})
+	r, err := h.deploy(ctx, m.verb, list, deployRequest{
+		root: root, ref: &m.follow, base: base, stateroot: base.stateroot, hold: m.hold, allowMissingVerity: m.allowMissingVerity,
+	})
 	if err == nil {
 		r.Warnings = append(r.Warnings, h.missingWarnings(list, root)...)
 	}

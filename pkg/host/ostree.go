@@ -32,14 +32,11 @@ type ostreeStore struct {
 	cfg     Config
 	sysroot *boot.Sysroot
 	repo    *ostree.Repo
-
-	begun       bool // this process has announced a change
-	interrupted bool // a writer that died had announced one
-	swept       bool // nothing is left over of it
+	change  announcement
 }
 
 func openOSTree(cfg Config) (store, error) {
-	s := &ostreeStore{cfg: cfg}
+	s := &ostreeStore{cfg: cfg, change: announcement{dir: stateDir, log: cfg.Log}}
 	var err error
 	o := boot.Options{Repo: (*bootRepo)(s), Logger: cfg.Log, Clock: cfg.Clock, Host: cfg.Machine, NoSync: cfg.NoSync, Writable: cfg.Write}
 	if cfg.Machine == "/" {
@@ -74,13 +71,17 @@ func (s *ostreeStore) StateDir() string { return stateDir }
 func (s *ostreeStore) Booted() bool { return s.sysroot.IsBooted() }
 
 // Interrupted implements store.
-func (s *ostreeStore) Interrupted() bool { return s.interrupted }
+func (s *ostreeStore) Interrupted() bool { return s.change.interrupted }
 
 // KernelDirs implements store.
 func (s *ostreeStore) KernelDirs() string { return "ostree/*-*" }
 
 // Warnings implements store.
 func (s *ostreeStore) Warnings(deployments) []string { return nil }
+
+// CheckVerity implements store. Whether an image wants fs-verity is known when it
+// is there, and is looked at then.
+func (s *ostreeStore) CheckVerity(*deployment, bool) error { return nil }
 
 // Needs implements store.
 func (s *ostreeStore) Needs() requirement {
@@ -99,10 +100,47 @@ func (s *ostreeStore) Lock(ctx context.Context) error {
 	return nil
 }
 
-// Unlock ends what Lock began, and takes back what a failed change left.
+// Unlock implements store, and takes back what a failed change left.
 func (s *ostreeStore) Unlock() {
-	s.finish()
+	s.change.finish(s.Root(), func() error { return s.sysroot.Cleanup(context.Background()) })
 	s.sysroot.Unlock()
+}
+
+// begin announces a change.
+func (s *ostreeStore) begin() error { return s.change.begin(s.Root(), s.repo.CleanSides) }
+
+// recover removes what a writer that died left, except for fetched layers,
+// which spare the next import some work.
+func (s *ostreeStore) recover(ctx context.Context) error {
+	if died, err := s.change.look(s.Root()); !died || err != nil {
+		return err
+	}
+	if err := s.repo.CleanSides(); err != nil {
+		return err
+	}
+	_, err := s.sweep(ctx, sweepOptions{prune: true})
+	return err
+}
+
+// Settle implements store: it gives back the layers too that an interrupted
+// change left.
+func (s *ostreeStore) Settle(ctx context.Context) error {
+	if !s.change.interrupted {
+		return nil
+	}
+	return s.dropStaged(ctx)
+}
+
+// abandon removes what a change that failed has brought, image and layers too,
+// unless the next try can use it.
+func (s *ostreeStore) abandon(ctx context.Context, failure error) {
+	if mayContinue(failure) {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	if _, err := s.sweep(ctx, sweepOptions{prune: true, staged: true}); err != nil {
+		s.cfg.Log.Warn("left-overs were not removed; kedge cleanup does it", "error", err)
+	}
 }
 
 // Problems implements store.
@@ -120,6 +158,9 @@ func (s *ostreeStore) Deployments() (deployments, error) {
 		var err error
 		if d.image, err = s.image(b.Checksum); err != nil {
 			s.cfg.Log.Warn("the image of a deployment cannot be read", "deployment", d.id, "error", err)
+		}
+		if d.image != nil {
+			d.manifest = d.image.digest
 		}
 		d.update = s.notedUpdate(b.Checksum)
 		list = append(list, d)

@@ -16,7 +16,7 @@ import (
 // are looked through, which takes the longest, only where something went that
 // had some.
 func (s *ostreeStore) Sweep(ctx context.Context) (swept, error) {
-	return s.sweep(ctx, sweepOptions{prune: s.interrupted})
+	return s.sweep(ctx, sweepOptions{prune: s.change.interrupted})
 }
 
 // SweepAll is Sweep that always looks through the objects, and that gives back
@@ -56,7 +56,7 @@ func (s *ostreeStore) sweep(ctx context.Context, o sweepOptions) (swept, error) 
 		}
 	}
 	if !o.prune && images+layers == 0 {
-		s.swept = true
+		s.change.swept = true
 		return swept{}, nil
 	}
 	keep, err := s.deployedCommits()
@@ -67,7 +67,7 @@ func (s *ostreeStore) sweep(ctx context.Context, o sweepOptions) (swept, error) 
 	if err != nil {
 		return swept{}, fmt.Errorf("remove objects that nothing needs: %w", err)
 	}
-	s.swept = true
+	s.change.swept = true
 	return swept{objects: done.Pruned, bytes: done.Freed}, nil
 }
 

@@ -146,7 +146,8 @@ func TestInstallRefuses(t *testing.T) {
 		kind fault.Kind
 		text string
 	}{
-		{InstallOptions{Image: ref, Backend: "composefs"}, fault.Usage, "composefs"},
+		{InstallOptions{Image: ref, Backend: "lvm"}, fault.Usage, "lvm"},
+		{InstallOptions{Image: ref, Backend: "composefs", Stateroot: "mine"}, fault.Usage, "mine"},
 		{InstallOptions{Image: ref, Bootloader: "grub"}, fault.Usage, "grub"},
 		{InstallOptions{Image: ref, Kargs: []string{"a b"}}, fault.Usage, "a b"},
 		{InstallOptions{Image: ref, Stateroot: "a/b"}, fault.Usage, "stateroot"},

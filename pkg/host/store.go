@@ -56,6 +56,9 @@ type store interface {
 	// NoteUpdate notes an image that is newer than that of a deployment.
 	NoteUpdate(ctx context.Context, d *deployment, i *imageInfo) error
 
+	// CheckVerity refuses roots that the backend means to be guarded by fs-verity
+	// and that would not be, unless that is allowed, or was for base.
+	CheckVerity(base *deployment, allow bool) error
 	// HasLayer reports whether a layer need not be fetched. It writes nothing.
 	HasLayer(l imageLayer) bool
 	// Import brings an image into the store under the name ref and returns its
@@ -129,6 +132,8 @@ type deployRequest struct {
 	kargs karg.Args
 	// hold stages, and leaves it to a later release to be finalised.
 	hold bool
+	// allowMissingVerity: a root that nothing vouches for is better than none.
+	allowMissingVerity bool
 }
 
 // swept is what a clean-up removed from the store.
@@ -160,7 +165,7 @@ type backend struct {
 	open       func(cfg Config) (store, error)
 }
 
-var backends = []*backend{ostreeBackend}
+var backends = []*backend{ostreeBackend, composefsBackend}
 
 func backendNamed(name string) (*backend, error) {
 	names := make([]string, len(backends))

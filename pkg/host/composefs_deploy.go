@@ -1,0 +1,186 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/kedge-os/kedge/pkg/boot/imageroot"
+	"github.com/kedge-os/kedge/pkg/boot/karg"
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// CheckVerity implements store.
+func (s *composefsStore) CheckVerity(base *deployment, allow bool) error {
+	if s.repo.Sealed() || allow {
+		return nil
+	}
+	if base != nil {
+		if b, err := s.native(base); err == nil && b.VerityOptional {
+			return nil
+		}
+	}
+	return errUnsealed
+}
+
+// InitStateroot implements store. There is one, and initialiseComposefs made it.
+func (s *composefsStore) InitStateroot(string) error { return nil }
+
+// Deploy implements store. The commit point is the staged marker's on the booted
+// host, else imageroot.Write's.
+func (s *composefsStore) Deploy(ctx context.Context, r deployRequest) (d *deployment, err error) {
+	if err := s.begin(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.abandon(ctx, err)
+		}
+	}()
+	// What is recorded as missing is missing: where the kernel vouches for every
+	// object, the initramfs is to insist on it.
+	req := imageroot.DeployRequest{Digest: r.root, Merge: s.sysroot.MergeFor(), VerityOptional: !s.repo.Sealed()}
+	var base *imageroot.Deployment
+	if r.base != nil {
+		if base, err = s.native(r.base); err != nil {
+			return nil, err
+		}
+		req.Origin = base.Origin.Clone()
+	}
+	if r.ref != nil {
+		req.Origin = originOf(req.Origin, *r.ref)
+	}
+	if manifest := s.manifests[r.root]; manifest != "" {
+		req.Origin.Set(groupImage, keyManifest, manifest)
+	}
+	req.Kargs, req.ExactKargs = r.kargs, r.base != nil && r.kargs != nil
+	if base != nil && base.Staged && r.kargs == nil {
+		if req.Kargs, err = s.kargsAsRunning(ctx, base, req.Merge); err != nil {
+			return nil, err
+		}
+	}
+	before := req.Merge
+	conflicts := s.etcConflicts(ctx, before, r.root)
+	var fresh *imageroot.Deployment
+	if s.Booted() {
+		fresh, err = s.sysroot.Stage(ctx, imageroot.StageRequest{DeployRequest: req, Hold: r.hold})
+	} else if fresh, err = s.sysroot.Deploy(ctx, req); err == nil {
+		err = s.sysroot.Write(ctx, s.sysroot.With(fresh, imageroot.Retention{Merge: req.Merge}))
+	}
+	if err != nil {
+		return nil, err
+	}
+	list, err := s.Deployments()
+	if err != nil {
+		return nil, err
+	}
+	// It is the default now, or staged, which comes before that.
+	if len(list) == 0 || list[0].root != r.root {
+		return nil, fault.New(fault.Internal, "", "the new deployment %s is not in the list", fresh.Name())
+	}
+	list[0].etcConflicts = conflicts
+	return list[0], nil
+}
+
+// The origin's place for the image, bootc's.
+const (
+	groupImage  = "image"
+	keyManifest = "manifest_digest"
+)
+
+// etcConflicts returns the paths in /etc that differ between a deployment and
+// its image, and between that and the new image too. It is only told, so that a
+// failure is logged.
+func (s *composefsStore) etcConflicts(ctx context.Context, before *imageroot.Deployment, root string) (paths []string) {
+	if before == nil {
+		return nil
+	}
+	changes, err := s.sysroot.EtcChanges(ctx, before, root)
+	if err != nil {
+		s.cfg.Log.Warn("conflicts in /etc are not known", "error", err)
+	}
+	for _, c := range changes {
+		if c.Conflict() {
+			paths = append(paths, "/etc/"+c.Path)
+		}
+	}
+	return paths
+}
+
+// kargsAsRunning returns the arguments of a staged deployment as they would be
+// on the image of the running one.
+func (s *composefsStore) kargsAsRunning(ctx context.Context, staged, running *imageroot.Deployment) (karg.Args, error) {
+	theirs, err := s.sysroot.ImageKargs(ctx, staged)
+	if err != nil || running == nil {
+		return staged.Kargs(), err
+	}
+	ours, err := s.sysroot.ImageKargs(ctx, running)
+	return staged.Kargs().Rebase(theirs, ours), err
+}
+
+// SetDefault implements store. The commit point is imageroot.Write's.
+func (s *composefsStore) SetDefault(ctx context.Context, d *deployment) error {
+	b, err := s.native(d)
+	if err != nil {
+		return err
+	}
+	if err := s.begin(); err != nil {
+		return err
+	}
+	return s.sysroot.Write(ctx, s.sysroot.WithDefault(b))
+}
+
+// Remove implements store. The commit point is imageroot.Write's.
+func (s *composefsStore) Remove(ctx context.Context, gone ...*deployment) error {
+	list := s.sysroot.Deployments()
+	for _, d := range gone {
+		b, err := s.native(d)
+		if err != nil {
+			return err
+		}
+		kept := list[:0:0]
+		for _, o := range list {
+			if o != b {
+				kept = append(kept, o)
+			}
+		}
+		list = kept
+	}
+	if err := s.begin(); err != nil {
+		return err
+	}
+	return s.sysroot.Write(ctx, list)
+}
+
+// SetPinned implements store.
+func (s *composefsStore) SetPinned(d *deployment, pinned bool) error {
+	b, err := s.native(d)
+	if err != nil {
+		return err
+	}
+	return s.sysroot.SetPinned(b, pinned)
+}
+
+// Release implements store.
+func (s *composefsStore) Release() error { return s.sysroot.SetHold(false) }
+
+// Finalize implements store.
+func (s *composefsStore) Finalize(ctx context.Context) (string, error) {
+	done, err := s.sysroot.Finalize(ctx)
+	if err != nil || done.Deployment == nil {
+		return "", err
+	}
+	return done.Deployment.Name(), nil
+}
+
+// FinalizeFailure implements store.
+func (s *composefsStore) FinalizeFailure() string {
+	f, err := s.sysroot.Failure()
+	switch {
+	case err != nil:
+		return err.Error()
+	case f == nil:
+		return ""
+	}
+	return fmt.Sprintf("%s: %s", f.Time.UTC().Format(time.DateTime), f.Message)
+}
