@@ -24,7 +24,7 @@ func (o *installOptions) AddFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "karg", Usage: "boot with kernel argument `K=V`; may be repeated", Destination: &o.Kargs},
 		&cli.StringFlag{Name: "bootloader", Value: "none", Usage: "install boot loader `NAME`: none", Destination: &o.Bootloader},
 		&cli.StringFlag{Name: "backend", Value: host.AutoBackend, Usage: "keep roots in store `NAME`: ostree, composefs, or auto: the one that DIR has, else ostree", Destination: &o.Backend},
-		&cli.BoolFlag{Name: "allow-missing-verity", Usage: "make do with a file system without fs-verity, which is recorded; then nothing notices a changed file", Destination: &o.AllowMissingVerity},
+		&cli.BoolFlag{Name: "allow-missing-verity", Usage: "accept a file system without fs-verity, and record that", Destination: &o.AllowMissingVerity},
 	}
 }
 

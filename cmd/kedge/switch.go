@@ -21,7 +21,7 @@ func (o *switchOptions) AddFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "retain", Usage: "keep the current image's deployment as a pinned one", Destination: &o.Retain},
 		&cli.BoolFlag{Name: "download-only", Usage: "stage, but do not boot it before `kedge upgrade --from-downloaded`", Destination: &o.DownloadOnly},
 		&cli.BoolFlag{Name: "enforce-sigpolicy", Usage: "demand that policy.json asks for a signature, from here on", Destination: &o.EnforceSigpolicy},
-		&cli.BoolFlag{Name: "allow-missing-verity", Usage: "make do with a file system without fs-verity, which is recorded; then nothing notices a changed file", Destination: &o.AllowMissingVerity},
+		&cli.BoolFlag{Name: "allow-missing-verity", Usage: "accept a file system without fs-verity, and record that", Destination: &o.AllowMissingVerity},
 	}
 }
 

@@ -25,7 +25,7 @@ func (o *upgradeOptions) AddFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "download-only", Usage: "stage, but do not boot it before --from-downloaded", Destination: &o.DownloadOnly},
 		&cli.BoolFlag{Name: "from-downloaded", Usage: "let the next reboot take what --download-only staged; no network", Destination: &o.FromDownloaded},
 		&cli.StringFlag{Name: "tag", Usage: "follow tag `T` of the same repository from here on", Destination: &o.Tag},
-		&cli.BoolFlag{Name: "allow-missing-verity", Usage: "make do with a file system without fs-verity, which is recorded; then nothing notices a changed file", Destination: &o.AllowMissingVerity},
+		&cli.BoolFlag{Name: "allow-missing-verity", Usage: "accept a file system without fs-verity, and record that", Destination: &o.AllowMissingVerity},
 		&cli.BoolFlag{Name: "unchanged-exit-77", Usage: "exit with 77 where nothing changed", Destination: &o.Unchanged77},
 	}
 }
