@@ -100,6 +100,9 @@ func TestVerityInConfig(t *testing.T) {
 	if _, err := w.try(to); err != nil {
 		t.Errorf("with fsverity=maybe: %v", err)
 	}
+	if p := w.problems(); len(p) > 0 {
+		t.Errorf("fsck, with fsverity=maybe: %q", p)
+	}
 	must(t, repo.SetConfig(repo.Config().Set("ex-integrity", "fsverity", "yes")))
 	ref, _ = w.push("3", 3, smallimage.File("usr/share/new", 0, "newer"))
 	switch _, err := w.try(to); {
@@ -107,5 +110,17 @@ func TestVerityInConfig(t *testing.T) {
 		t.Errorf("with fsverity=yes: %v", err)
 	case !has:
 		wantKind(t, err, fault.Conflict, "fs-verity")
+		if p := w.problems(); len(p) != 1 || !strings.Contains(p[0], "fs-verity seal") {
+			t.Errorf("fsck, with fsverity=yes and nothing sealed: %q, want one problem about that", p)
+		}
 	}
+}
+
+func (w *world) problems() []string {
+	w.t.Helper()
+	h := w.open()
+	defer h.Close()
+	c, err := h.Fsck(context.Background(), FsckOptions{})
+	must(w.t, err)
+	return c.Problems
 }

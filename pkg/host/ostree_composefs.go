@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 
 	"github.com/kedge-os/kedge/internal/prepareroot"
+	"github.com/kedge-os/kedge/pkg/boot"
 	"github.com/kedge-os/kedge/pkg/composefs"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
@@ -143,16 +145,20 @@ func (r *bootRepo) writeCFS(ctx context.Context, sum object.Checksum, deployment
 
 // checkCFS looks for what keeps a deployment that demands fs-verity from
 // booting, or from being what its commit says.
-func (r *bootRepo) checkCFS(ctx context.Context, sum object.Checksum, deployment *os.Root) error {
-	commit, err := r.repo.ReadTree(ctx, sum)
+func (r *bootRepo) checkCFS(ctx context.Context, d *boot.Deployment) error {
+	sum, err := object.ParseChecksum(d.Checksum)
 	if err != nil {
 		return err
+	}
+	commit, err := r.repo.ReadTree(ctx, sum)
+	if err != nil {
+		return nil //nolint:nilerr // the check of the objects tells what is missing
 	}
 	conf, err := readPrepareRoot(commit, r.open)
 	if err != nil || conf.Composefs < prepareroot.Verity {
 		return err
 	}
-	f, err := deployment.Open(cfsName)
+	f, err := (*ostreeStore)(r).Root().Open(path.Join(d.Dir(), cfsName))
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,9 @@ func (s *ostreeStore) Fsck(ctx context.Context) (*v1.Check, repairFunc, error) {
 	for _, commit := range report.Partial {
 		c.Problems = append(c.Problems, fmt.Sprintf("commit %s is marked as incomplete", commit))
 	}
+	if n := len(report.Unsealed); n > 0 {
+		c.Problems = append(c.Problems, fmt.Sprintf("%d file objects lack the fs-verity seal that the repository's configuration demands; the first is %s", n, report.Unsealed[0]))
+	}
 	for _, err := range s.Problems() {
 		c.Problems = append(c.Problems, err.Error())
 	}
@@ -37,11 +40,14 @@ func (s *ostreeStore) Fsck(ctx context.Context) (*v1.Check, repairFunc, error) {
 				c.Problems = append(c.Problems, fmt.Sprintf("deployment %s: %v", d.Name(), err))
 			}
 		}
+		if err := (*bootRepo)(s).checkCFS(ctx, d); err != nil {
+			c.Problems = append(c.Problems, fmt.Sprintf("deployment %s demands fs-verity: %v", d.Name(), err))
+		}
 		if _, err := s.Root().Stat(d.OriginPath()); errors.Is(err, fs.ErrNotExist) {
 			c.Problems = append(c.Problems, fmt.Sprintf("deployment %s has no origin: it follows no image", d.Name()))
 		}
 	}
-	if len(report.Damage)+len(report.Partial) == 0 {
+	if len(report.Damage)+len(report.Partial)+len(report.Unsealed) == 0 {
 		return c, nil, nil
 	}
 	return c, func(ctx context.Context, list deployments, fetch fetchFunc) error {
@@ -78,6 +84,11 @@ func (s *ostreeStore) repair(ctx context.Context, report *ostree.FsckResult, lis
 		}
 		if d.Object.Type == object.TypeFile {
 			bad[d.Object.Checksum] = true
+		}
+	}
+	if len(report.Unsealed) > 0 {
+		if err := s.repo.Seal(ctx); err != nil {
+			return err
 		}
 	}
 	affected := s.affected(list, broken)

@@ -107,25 +107,36 @@ func (r *Repo) EnsureVerity(ctx context.Context) error {
 	if err != nil || sealed && wanted == VerityOn {
 		return err
 	}
-	if err := r.ensureVerity(ctx, wanted); err != nil {
+	// First, so that no transaction adds an unsealed object behind the walk.
+	if wanted != VerityOn {
+		if err := r.SetConfig(r.config.Set("ex-integrity", "fsverity", "true")); err != nil {
+			return err
+		}
+	}
+	if err := r.Seal(ctx); err != nil {
+		return err
+	}
+	if err := sealAt(r.dir, "config"); err != nil {
+		return fmt.Errorf("note in the ostree repository %s that all is sealed: %w", r.path, err)
+	}
+	return nil
+}
+
+// Seal seals every object that is not, where the configuration asks for it.
+func (r *Repo) Seal(ctx context.Context) error {
+	if err := r.seal(ctx); err != nil {
 		return fmt.Errorf("seal the objects of the ostree repository %s: %w", r.path, err)
 	}
 	return nil
 }
 
-func (r *Repo) ensureVerity(ctx context.Context, wanted Verity) error {
+func (r *Repo) seal(ctx context.Context) error {
 	lock, err := r.lock(ctx, false)
 	if err != nil {
 		return err
 	}
 	if lock != nil {
 		defer lock.Close()
-	}
-	// First, so that no transaction adds an unsealed object behind the walk.
-	if wanted != VerityOn {
-		if err := r.SetConfig(r.config.Set("ex-integrity", "fsverity", "true")); err != nil {
-			return err
-		}
 	}
 	dirs, err := readDirNames(r.objects, ".")
 	if err != nil {
@@ -134,10 +145,7 @@ func (r *Repo) ensureVerity(ctx context.Context, wanted Verity) error {
 	if err := r.sealDirs(ctx, r.objects, dirs); err != nil {
 		return err
 	}
-	if err := r.syncfs(); err != nil {
-		return err
-	}
-	return sealAt(r.dir, "config")
+	return r.syncfs()
 }
 
 // sealDirs seals the objects in subdirectories of objects/ or of a staging
