@@ -152,7 +152,7 @@ func (r *bootRepo) checkCFS(ctx context.Context, d *boot.Deployment) error {
 	}
 	commit, err := r.repo.ReadTree(ctx, sum)
 	if err != nil {
-		return nil //nolint:nilerr // the check of the objects tells what is missing
+		return nil // the check of the objects tells what is missing
 	}
 	conf, err := readPrepareRoot(commit, r.open)
 	if err != nil || conf.Composefs < prepareroot.Verity {
