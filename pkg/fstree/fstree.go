@@ -6,12 +6,14 @@
 // The package does no I/O: file contents stay in a store and are named here by
 // their sha256.
 //
-// File inodes are immutable once they are in a tree and may be shared between
-// trees; directories belong to one tree. A tree under construction is for one
-// goroutine; after Freeze any number may read it.
+// File inodes may be shared between trees and are then not changed; directories
+// belong to one tree. A tree under construction is for one goroutine; after
+// Freeze any number may read it.
 //
 // Memory: an inode takes 112 bytes and a name 24 plus its bytes; directories
-// up to 32 bytes more, so a tree stays below 250 bytes an inode plus names.
+// up to 32 bytes more, so a tree stays below 250 bytes an inode plus names. A
+// layer is kept packed, at 50 bytes an entry, and gives its inodes to the tree
+// that it is merged into: what an image brings is there once.
 package fstree
 
 import (

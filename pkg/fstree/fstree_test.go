@@ -98,10 +98,10 @@ func TestApply(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tree := New()
-			if err := tree.Apply(&Layer{Entries: lower}); err != nil {
+			if err := tree.Apply(NewLayer(lower...)); err != nil {
 				t.Fatal(err)
 			}
-			err := tree.Apply(&Layer{Entries: tc.upper})
+			err := tree.Apply(NewLayer(tc.upper...))
 			if tc.fails != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.fails) {
 					t.Fatalf("got error %v, want one that says %q", err, tc.fails)
@@ -120,7 +120,7 @@ func TestApply(t *testing.T) {
 }
 
 func TestApplyLeavesTheLayerAsItWas(t *testing.T) {
-	l := &Layer{Entries: []Entry{add("d", NewDir(0o755)), add("d/f", file("1")), {Path: "d/g", LinkTo: "d/f", Kind: Hardlink}}}
+	l := NewLayer(add("d", NewDir(0o755)), add("d/f", file("1")), Entry{Path: "d/g", LinkTo: "d/f", Kind: Hardlink})
 	for range 2 {
 		tree := New()
 		if err := tree.Apply(l); err != nil {
@@ -130,8 +130,10 @@ func TestApplyLeavesTheLayerAsItWas(t *testing.T) {
 			t.Error("a file with two names is marked Linked")
 		}
 	}
-	if l.Entries[0].Inode.Len() != 0 || l.Entries[1].Inode.Linked {
-		t.Error("Apply changed the layer it merged")
+	for e := range l.All() {
+		if e.Inode != nil && (e.Inode.Len() != 0 || e.Inode.Linked) {
+			t.Errorf("Apply changed %s of the layer it merged", e.Path)
+		}
 	}
 }
 
@@ -174,11 +176,11 @@ func TestDirectoryAgainstMap(t *testing.T) {
 
 func TestResolve(t *testing.T) {
 	tree := New()
-	if err := tree.Apply(&Layer{Entries: []Entry{
+	if err := tree.Apply(NewLayer(
 		add("usr/lib/os-release", file("os")), add("etc/os-release", symlink("../usr/lib/os-release")),
 		add("lib", symlink("usr/lib")), add("up", symlink("../../../usr")), add("abs", symlink("/lib/os-release")),
 		add("loop", symlink("loop")), add("dangling", symlink("nowhere")),
-	}}); err != nil {
+	)); err != nil {
 		t.Fatal(err)
 	}
 	want := tree.Lookup("usr/lib/os-release")
@@ -216,7 +218,7 @@ func TestCloneIsIndependent(t *testing.T) {
 func TestDiff(t *testing.T) {
 	build := func(entries ...Entry) *Tree {
 		tree := New()
-		if err := tree.Apply(&Layer{Entries: entries}); err != nil {
+		if err := tree.Apply(NewLayer(entries...)); err != nil {
 			t.Fatal(err)
 		}
 		return tree

@@ -39,8 +39,9 @@ func commitTree(layers []*ObjectLayer, limits Limits) (*OSTreeBase, error) {
 	return &OSTreeBase{Commit: first.Commit, CommitBytes: first.CommitData, CommitMeta: first.CommitMeta, Tree: b.tree, Exact: exact && b.exact}, nil
 }
 
-// treeBuilder turns dirtrees into a tree. Names of the same content object are
-// one inode: the image's tar has them as hard links too, all but empty files.
+// treeBuilder turns dirtrees into a tree of the layers' own inodes. Names of the
+// same content object are one inode: the image's tar has them as hard links too,
+// all but empty files.
 type treeBuilder struct {
 	tree  *fstree.Tree
 	left  int64 // entries that may still come: dirtrees can be shared and nest
@@ -102,8 +103,7 @@ func (b *treeBuilder) file(path string, f object.FileEntry) (*fstree.Inode, erro
 		return nil, corrupt(path, "the name is too long")
 	case !b.used[f.Checksum]:
 		b.used[f.Checksum] = true
-		n = n.WithMeta(func(c *fstree.Inode) { c.Xattrs = b.tree.Intern(n.Xattrs.All()) })
-		b.files[f.Checksum] = n
+		n.Xattrs = b.tree.Intern(n.Xattrs.All())
 	case n.IsRegular() && n.Size == 0:
 		n = n.WithMeta(nil)
 	default:

@@ -77,7 +77,7 @@ func FuzzDecodeLayer(f *testing.F) {
 			}
 			return
 		}
-		for _, e := range l.Entries {
+		for e := range l.All() {
 			if clean, why := cleanRelative(e.Path); why != "" || clean != e.Path {
 				t.Errorf("the path %q is not clean: %s", e.Path, why)
 			}

@@ -1,6 +1,8 @@
 package ocibridge
 
 import (
+	"crypto/sha256"
+
 	"github.com/kedge-os/kedge/pkg/fstree"
 	"github.com/kedge-os/kedge/pkg/ostree/object"
 )
@@ -31,52 +33,68 @@ type FileObject struct {
 	Unsorted bool
 }
 
-func (e *encoder) objects(o *ObjectLayer) {
-	e.b = append(e.b, o.Commit[:]...)
-	e.string(string(o.CommitData))
-	e.string(string(o.CommitMeta))
-	e.uint(uint64(len(o.Meta)))
-	for _, m := range o.Meta {
-		e.uint(uint64(m.Type))
-		e.string(string(m.Data))
+// size returns about how many bytes the encoding takes.
+func (o *ObjectLayer) size() int {
+	n := len(o.CommitData) + len(o.CommitMeta) + len(o.Files)*(2*sha256.Size+32)
+	for i := range o.Meta {
+		n += len(o.Meta[i].Data) + 4
 	}
-	e.xattrSets(func(yield func(*fstree.Inode) bool) {
-		for _, f := range o.Files {
-			if !yield(f.Inode) {
-				return
-			}
+	for i := range o.Files {
+		n += len(o.Files[i].Inode.Target)
+	}
+	return n
+}
+
+func encodeObjects(e *fstree.Encoder, o *ObjectLayer) {
+	e.B = append(e.B, o.Commit[:]...)
+	e.Bytes(o.CommitData)
+	e.Bytes(o.CommitMeta)
+	e.Uint(uint64(len(o.Meta)))
+	for i := range o.Meta {
+		e.Uint(uint64(o.Meta[i].Type))
+		e.Bytes(o.Meta[i].Data)
+	}
+	for i := range o.Files {
+		e.Set(o.Files[i].Inode.Xattrs)
+	}
+	e.Sets()
+	e.Uint(uint64(len(o.Files)))
+	for i := range o.Files {
+		f := &o.Files[i]
+		e.B = append(e.B, f.Checksum[:]...)
+		var unsorted uint64
+		if f.Unsorted {
+			unsorted = 1
 		}
-	})
-	e.uint(uint64(len(o.Files)))
-	for _, f := range o.Files {
-		e.b = append(e.b, f.Checksum[:]...)
-		e.bool(f.Unsorted)
-		e.inode(f.Inode)
+		e.Uint(unsorted)
+		e.Inode(f.Inode)
 	}
 }
 
-func (d *decoderState) objects() *ObjectLayer {
+func decodeIndexObjects(d *fstree.Decoder) *ObjectLayer {
 	o := &ObjectLayer{}
-	copy(o.Commit[:], d.bytes(uint64(len(o.Commit))))
-	o.CommitData, o.CommitMeta = d.bytes(d.uint()), d.bytes(d.uint())
+	copy(o.Commit[:], d.Raw(uint64(len(o.Commit))))
+	o.CommitData, o.CommitMeta = d.Bytes(), d.Bytes()
 	if len(o.CommitMeta) == 0 {
 		o.CommitMeta = nil
 	}
-	for range d.count(2) {
-		m := MetaObject{Type: object.Type(d.uintMax(uint64(object.TypeDirmeta))), Data: d.bytes(d.uint())}
+	for range d.Count(2) {
+		m := MetaObject{Type: object.Type(d.Uint(uint64(object.TypeDirmeta))), Data: d.Bytes()}
 		m.Checksum = object.Sum(m.Data)
 		o.Meta = append(o.Meta, m)
 	}
-	d.xattrSets()
-	for range d.count(len(object.Checksum{})) {
+	d.Sets(fstree.New())
+	count := d.Count(len(object.Checksum{}))
+	o.Files = make([]FileObject, 0, count)
+	for range count {
 		var f FileObject
-		copy(f.Checksum[:], d.bytes(uint64(len(f.Checksum))))
-		f.Unsorted = d.uintMax(1) == 1
-		f.Inode = d.inode()
-		if d.err == nil && !f.Inode.IsRegular() && !f.Inode.IsSymlink() {
-			d.fail("object %s is neither a file nor a symlink", f.Checksum)
+		copy(f.Checksum[:], d.Raw(uint64(len(f.Checksum))))
+		f.Unsorted = d.Uint(1) == 1
+		f.Inode = d.Inode()
+		if d.Err() == nil && !f.Inode.IsRegular() && !f.Inode.IsSymlink() {
+			d.Fail("object %s is neither a file nor a symlink", f.Checksum)
 		}
-		if d.err != nil {
+		if d.Err() != nil {
 			return nil
 		}
 		o.Files = append(o.Files, f)

@@ -3,6 +3,7 @@ package ocibridge_test
 import (
 	"archive/tar"
 	"bytes"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -43,6 +44,12 @@ func sampleIndexes(t testing.TB) [][]byte {
 
 var compareIndexes = cmp.Options{
 	cmpopts.IgnoreUnexported(fstree.Inode{}), cmpopts.EquateEmpty(),
+	cmp.Transformer("entries", func(l *fstree.Layer) []fstree.Entry {
+		if l == nil {
+			return nil
+		}
+		return slices.Collect(l.All())
+	}),
 	cmp.Comparer(func(a, b *fstree.Xattrs) bool { return cmp.Equal(a.All(), b.All(), cmpopts.EquateEmpty()) }),
 }
 

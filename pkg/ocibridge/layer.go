@@ -30,8 +30,14 @@ type layerDecoder struct {
 	budget *budget
 
 	tree    *fstree.Tree // interns xattrs
-	entries []fstree.Entry
-	links   []int // the hard links among the entries
+	entries fstree.LayerBuilder
+	links   []hardlink // in order
+}
+
+// hardlink is an entry that is a hard link.
+type hardlink struct {
+	at       int // among the entries
+	path, to string
 }
 
 // decodeLayer reads a layer's tar from r up to its end mark and puts the
@@ -45,10 +51,10 @@ func decodeLayer(ctx context.Context, r io.Reader, store putter, b *budget) (*fs
 		}
 		h, err := tr.Next()
 		if err == io.EOF {
-			return &fstree.Layer{Entries: d.ordered()}, nil
+			return d.ordered(), nil
 		}
 		if err != nil {
-			return nil, tarError(d.last(), err)
+			return nil, tarError(d.entries.Last(), err)
 		}
 		if err := d.entry(h, tr); err != nil {
 			return nil, err
@@ -67,13 +73,6 @@ func tarError(after string, err error) error {
 		return damaged("the layer's tar ends early, after entry %.256q", after)
 	}
 	return damaged("the layer's tar cannot be read after entry %.256q: %w", after, err)
-}
-
-func (d *layerDecoder) last() string {
-	if len(d.entries) == 0 {
-		return ""
-	}
-	return d.entries[len(d.entries)-1].Path
 }
 
 func (d *layerDecoder) entry(h *tar.Header, content io.Reader) error {
@@ -95,10 +94,10 @@ func (d *layerDecoder) entry(h *tar.Header, content io.Reader) error {
 	case ignored:
 		return nil
 	case opaque:
-		d.entries = append(d.entries, fstree.Entry{Kind: fstree.Opaque, Path: of})
+		d.entries.Add(fstree.Entry{Kind: fstree.Opaque, Path: of})
 		return nil
 	case whiteout:
-		d.entries = append(d.entries, fstree.Entry{Kind: fstree.Whiteout, Path: of})
+		d.entries.Add(fstree.Entry{Kind: fstree.Whiteout, Path: of})
 		return nil
 	}
 	if h.Typeflag == tar.TypeLink {
@@ -116,7 +115,7 @@ func (d *layerDecoder) entry(h *tar.Header, content io.Reader) error {
 			return err
 		}
 	}
-	d.entries = append(d.entries, fstree.Entry{Kind: fstree.Add, Path: path, Inode: n})
+	d.entries.Add(fstree.Entry{Kind: fstree.Add, Path: path, Inode: n})
 	return nil
 }
 
@@ -130,64 +129,75 @@ func (d *layerDecoder) hardlink(path string, h *tar.Header) error {
 	case path == "":
 		return corrupt(h.Name, "the root must be a directory")
 	}
-	d.links = append(d.links, len(d.entries))
-	d.entries = append(d.entries, fstree.Entry{Kind: fstree.Hardlink, Path: path, LinkTo: target})
+	d.links = append(d.links, hardlink{d.entries.Len(), path, target})
+	d.entries.Add(fstree.Entry{Kind: fstree.Hardlink, Path: path, LinkTo: target})
 	return nil
 }
 
-// ordered returns the entries with each hard link behind its target where both
-// are in this layer. Some builders list a file's names in the order of a
-// directory walk, whichever carries the content.
-func (d *layerDecoder) ordered() []fstree.Entry {
-	at := d.linked()
+// ordered returns the layer with each hard link behind its target where both are
+// in this layer. Some builders list a file's names in the order of a directory
+// walk, whichever carries the content.
+func (d *layerDecoder) ordered() *fstree.Layer {
+	layer := d.entries.Layer()
+	at := d.linked(layer)
 	moved := make(map[int]bool)
 	var late []fstree.Entry
-	for _, i := range d.links {
-		e := d.entries[i]
-		e.LinkTo = d.target(at, e.LinkTo)
-		if t := at[e.LinkTo]; t.last < 0 || t.first < i && at[d.entries[i].LinkTo].first < i {
+	for _, l := range d.links {
+		to := d.target(at, l.to)
+		if t := at[to]; t.last < 0 || t.first < l.at && at[l.to].first < l.at {
 			continue // in order, or a file of a lower layer, or none: Apply tells
 		}
-		moved[i] = true
-		if at[e.Path].last == i {
-			late = append(late, e)
+		moved[l.at] = true
+		if at[l.path].last == l.at {
+			late = append(late, fstree.Entry{Kind: fstree.Hardlink, Path: l.path, LinkTo: to})
 		}
 	}
 	if len(moved) == 0 {
-		return d.entries
+		return layer
 	}
-	out := make([]fstree.Entry, 0, len(d.entries))
-	for i, e := range d.entries {
+	var out fstree.LayerBuilder
+	i := 0
+	for e := range layer.All() {
 		if !moved[i] {
-			out = append(out, e)
+			out.Add(e)
 		}
+		i++
 	}
-	return append(out, late...)
+	for _, e := range late {
+		out.Add(e)
+	}
+	return out.Layer()
 }
 
-// span is the first and last entry of a path; -1: none.
-type span struct{ first, last int }
+// span is the first and last entry of a path; -1: none. link is which of the
+// hard links the last one is, or -1.
+type span struct{ first, last, link int }
 
 // linked finds the entries of the paths that hard links have to do with.
-func (d *layerDecoder) linked() map[string]span {
+func (d *layerDecoder) linked(layer *fstree.Layer) map[string]span {
 	at := make(map[string]span, 2*len(d.links))
-	for _, i := range d.links {
-		at[d.entries[i].Path] = span{-1, -1}
-		at[d.entries[i].LinkTo] = span{-1, -1}
+	for _, l := range d.links {
+		at[l.path] = span{-1, -1, -1}
+		at[l.to] = span{-1, -1, -1}
 	}
 	if len(at) == 0 {
 		return at
 	}
-	for i, e := range d.entries {
-		s, ok := at[e.Path]
-		if !ok || e.Kind != fstree.Add && e.Kind != fstree.Hardlink {
-			continue
+	i, link := 0, -1
+	for e := range layer.All() {
+		if e.Kind == fstree.Hardlink {
+			link++
 		}
-		if s.first < 0 {
-			s.first = i
+		if s, ok := at[e.Path]; ok && (e.Kind == fstree.Add || e.Kind == fstree.Hardlink) {
+			if s.first < 0 {
+				s.first = i
+			}
+			if s.last, s.link = i, -1; e.Kind == fstree.Hardlink {
+				s.link = link
+			}
+			at[e.Path] = s
 		}
-		s.last = i
-		at[e.Path] = s
+		i++
 	}
 	return at
 }
@@ -196,11 +206,11 @@ func (d *layerDecoder) linked() map[string]span {
 func (d *layerDecoder) target(at map[string]span, path string) string {
 	const maxChain = 100
 	for range maxChain {
-		i := at[path].last
-		if i < 0 || d.entries[i].Kind != fstree.Hardlink {
+		s := at[path]
+		if s.last < 0 || s.link < 0 {
 			break
 		}
-		path = d.entries[i].LinkTo
+		path = d.links[s.link].to
 	}
 	return path
 }

@@ -81,14 +81,14 @@ func makeTar(t testing.TB, ents []ent) []byte {
 // readTar is the least that ocibridge does with a layer.
 func readTar(t testing.TB, data []byte, w *LayerImport) *fstree.Layer {
 	t.Helper()
-	l := &fstree.Layer{}
+	var l fstree.LayerBuilder
 	tree := fstree.New()
 	types := map[byte]uint32{tar.TypeReg: unix.S_IFREG, tar.TypeSymlink: unix.S_IFLNK, tar.TypeChar: unix.S_IFCHR, tar.TypeFifo: unix.S_IFIFO}
 	r := tar.NewReader(bytes.NewReader(data))
 	for {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
-			return l
+			return l.Layer()
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -99,11 +99,11 @@ func readTar(t testing.TB, data []byte, w *LayerImport) *fstree.Layer {
 			if name == ociOpaque {
 				e = fstree.Entry{Kind: fstree.Opaque, Path: parentPath(path)}
 			}
-			l.Entries = append(l.Entries, e)
+			l.Add(e)
 			continue
 		}
 		if h.Typeflag == tar.TypeLink {
-			l.Entries = append(l.Entries, fstree.Entry{Kind: fstree.Hardlink, Path: path, LinkTo: h.Linkname})
+			l.Add(fstree.Entry{Kind: fstree.Hardlink, Path: path, LinkTo: h.Linkname})
 			continue
 		}
 		n := &fstree.Inode{}
@@ -128,7 +128,7 @@ func readTar(t testing.TB, data []byte, w *LayerImport) *fstree.Layer {
 				t.Fatal(err)
 			}
 		}
-		l.Entries = append(l.Entries, fstree.Entry{Kind: fstree.Add, Path: path, Inode: n})
+		l.Add(fstree.Entry{Kind: fstree.Add, Path: path, Inode: n})
 	}
 }
 

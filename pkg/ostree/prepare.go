@@ -63,7 +63,8 @@ var excludedTopLevels = map[string]bool{"run": true, "tmp": true, "proc": true, 
 const repoObjects = "sysroot/ostree/repo"
 
 // Prepare turns the merged tree of an OCI image into what ostree-ext would
-// commit for it. The given tree is not changed.
+// commit for it. The tree becomes Prepared.Tree: its directories are changed in
+// place, and where there is no base that may share them its files too.
 //
 //   - /etc becomes /usr/etc. Where an image has both they are united, and /etc,
 //     which is what a container of the image shows, wins.
@@ -80,7 +81,7 @@ const repoObjects = "sysroot/ostree/repo"
 // Device nodes, fifos and sockets outside the excluded directories are an
 // error of kind Conflict, because libostree cannot store them.
 func Prepare(tree *fstree.Tree, opts PrepareOptions) (*Prepared, error) {
-	p := &Prepared{Tree: tree.Clone(), AllTopLevels: true, Filtered: map[string]int{}}
+	p := &Prepared{Tree: tree, AllTopLevels: true, Filtered: map[string]int{}}
 	if opts.Base != nil {
 		transient, err := overlayRoot(opts.Base, opts.Open)
 		if err != nil {
@@ -106,7 +107,7 @@ func Prepare(tree *fstree.Tree, opts PrepareOptions) (*Prepared, error) {
 			p.Labels = policy
 		}
 	}
-	if err := p.finish(); err != nil {
+	if err := p.finish(opts.Base == nil); err != nil {
 		return nil, err
 	}
 	if err := labelsFailed(p.Labels); err != nil {
@@ -244,7 +245,7 @@ func ownImplicitDirs(t *fstree.Tree, layers []*fstree.Layer, base *fstree.Tree) 
 	listed := map[string]bool{"": true}
 	implicit := map[string]owner{}
 	for _, l := range layers {
-		for _, e := range l.Entries {
+		for e := range l.All() {
 			if e.Kind != fstree.Add {
 				continue
 			}
@@ -303,9 +304,9 @@ func dropInjected(t *fstree.Tree) (dropped bool) {
 }
 
 // finish labels the tree and puts every inode into the form in which ostree
-// stores it.
-func (p *Prepared) finish() error {
-	f := finisher{tree: p.Tree, labels: p.Labels}
+// stores it. owned says that the tree's files are in no other tree.
+func (p *Prepared) finish(owned bool) error {
+	f := finisher{tree: p.Tree, labels: p.Labels, owned: owned}
 	f.meta(p.Tree.Root, "/")
 	return f.dir(p.Tree.Root, "/")
 }
@@ -315,6 +316,7 @@ type finisher struct {
 	tree   *fstree.Tree
 	known  *fstree.Tree // may be nil: finished before, its inodes are taken where they are the same
 	labels Labeler
+	owned  bool // files may be changed in place
 	cache  map[labelKey]*fstree.Xattrs
 }
 
@@ -382,6 +384,10 @@ func (f *finisher) file(n *fstree.Inode, path string) *fstree.Inode {
 			k.Target == n.Target && slices.Equal(k.Xattrs.All(), xattrs.All()) {
 			return k
 		}
+	}
+	if f.owned && !n.Linked {
+		n.Mode, n.Xattrs = mode, xattrs
+		return n
 	}
 	return n.WithMeta(func(c *fstree.Inode) { c.Mode, c.Xattrs = mode, xattrs })
 }

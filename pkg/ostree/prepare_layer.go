@@ -29,8 +29,8 @@ type layerTree struct {
 // Labels are those of p, which the layer's image was prepared to.
 func (p *Prepared) layerTree(l *fstree.Layer, below func(path string) *fstree.Inode) (*layerTree, error) {
 	b := layerBuilder{tree: fstree.New(), all: p.AllTopLevels, targets: linkTargets(l)}
-	for i := range l.Entries {
-		if err := b.entry(&l.Entries[i], below); err != nil {
+	for e := range l.All() {
+		if err := b.entry(&e, below); err != nil {
 			return nil, err
 		}
 	}
@@ -72,8 +72,11 @@ type layerBuilder struct {
 
 func linkTargets(l *fstree.Layer) map[string]*fstree.Inode {
 	targets := map[string]*fstree.Inode{}
-	for i := range l.Entries {
-		if e := &l.Entries[i]; e.Kind == fstree.Hardlink {
+	if !l.HasLinks() {
+		return targets
+	}
+	for e := range l.All() {
+		if e.Kind == fstree.Hardlink {
 			targets[e.LinkTo] = nil
 		}
 	}
@@ -112,10 +115,7 @@ func (b *layerBuilder) entry(e *fstree.Entry, below func(string) *fstree.Inode) 
 		setDirMeta(old, n)
 		return nil
 	}
-	if n.IsDir() {
-		n = n.WithMeta(nil)
-	}
-	parent.Set(name, n)
+	parent.Set(strings.Clone(name), n) // not the whole path
 	return nil
 }
 
@@ -152,7 +152,7 @@ func (b *layerBuilder) parent(dir string, of *fstree.Inode) *fstree.Inode {
 		child := n.Lookup(name)
 		if child == nil || !child.IsDir() {
 			child = fstree.NewDir(0o755)
-			n.Set(name, child)
+			n.Set(strings.Clone(name), child)
 		}
 		setDirMeta(child, made)
 		n = child
@@ -181,7 +181,7 @@ func baseName(p string) string { return p[strings.LastIndexByte(p, '/')+1:] }
 // layerOf reverses layerTree: what a layer commit, ours or ostree-ext's, says
 // in the words of its OCI layer. Labels are left out; times are lost.
 func layerOf(t *fstree.Tree) (*fstree.Layer, error) {
-	l := &fstree.Layer{}
+	var l fstree.LayerBuilder
 	err := t.Walk(func(path string, n *fstree.Inode) error {
 		if rest, ok := strings.CutPrefix(path, "usr/etc"); ok && (rest == "" || rest[0] == '/') {
 			path = path[len("usr/"):]
@@ -189,20 +189,20 @@ func layerOf(t *fstree.Tree) (*fstree.Layer, error) {
 		name := baseName(path)
 		switch {
 		case name == ociOpaque:
-			l.Entries = append(l.Entries, fstree.Entry{Kind: fstree.Opaque, Path: parentPath(path)})
+			l.Add(fstree.Entry{Kind: fstree.Opaque, Path: parentPath(path)})
 		case !n.IsSymlink() && !n.IsDir() && strings.HasPrefix(name, ociWhiteout):
 			if name == ociWhiteout {
 				return fmt.Errorf("%q is a whiteout of nothing", path)
 			}
 			hidden := joinPath(parentPath(path), name[len(ociWhiteout):])
-			l.Entries = append(l.Entries, fstree.Entry{Kind: fstree.Whiteout, Path: hidden})
+			l.Add(fstree.Entry{Kind: fstree.Whiteout, Path: hidden})
 		default:
 			bare := n.WithMeta(func(c *fstree.Inode) {
 				c.Xattrs = t.Without(c.Xattrs, xattrSELinux)
 			})
-			l.Entries = append(l.Entries, fstree.Entry{Kind: fstree.Add, Path: path, Inode: bare})
+			l.Add(fstree.Entry{Kind: fstree.Add, Path: path, Inode: bare})
 		}
 		return nil
 	})
-	return l, err
+	return l.Layer(), err
 }
