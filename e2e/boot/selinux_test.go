@@ -1,6 +1,11 @@
 package boot
 
-import "testing"
+import (
+	"strings"
+	"testing"
+
+	"github.com/kedge-os/kedge/internal/lab"
+)
 
 // TestSELinuxEnforcing boots an image of kedge's with the policy enforced: a
 // wrong or missing label on anything that boots would show here.
@@ -9,6 +14,20 @@ func TestSELinuxEnforcing(t *testing.T) {
 	w.buildHostImage(t, "os:selinux", "enforced")
 	disk := w.newDisk(t, "ext4")
 	w.install(t, disk, "os:selinux", "security=selinux", "selinux=1", "enforcing=1")
+
+	// A machine without SELinux installed it, and labelled it all the same.
+	err := disk.With(t.Context(), func(root string) error {
+		out, err := lab.Command(t.Context(), "getfattr", "--absolute-names", "--only-values", "-n", "security.selinux",
+			root, root+"/boot", root+"/boot/loader/entries/ostree-1.conf", root+"/ostree/repo/config")
+		want := "root_t:s0\x00system_u:object_r:boot_t:s0\x00system_u:object_r:boot_t:s0\x00system_u:object_r:default_t:s0\x00"
+		if !strings.HasSuffix(out, want) {
+			t.Errorf("after the installation the sysroot has the labels %q, want %q", out, want)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	m := w.machine(t, disk)
 	g := start(t, m)
@@ -40,6 +59,10 @@ func (g *guest) checkSELinux() {
 	}
 	if out := g.output("find /usr /etc /var -xdev -context '*unlabeled_t*' | head"); out != "" {
 		g.t.Errorf("unlabelled files:\n%s", out)
+	}
+	g.want("the disk's root has its label", "stat -c %C /sysroot /sysroot/ostree | cut -d: -f3 | xargs", "root_t default_t")
+	if out := g.output("find /sysroot /boot -xdev -path /sysroot/ostree/repo/objects -prune -o -context '*unlabeled_t*' -print | head"); out != "" {
+		g.t.Errorf("unlabelled files of the sysroot:\n%s", out)
 	}
 	if out := g.output("dmesg | grep -c 'avc:.*denied'"); out != "0" {
 		g.t.Logf("%s accesses were denied; Debian's policy denies some of any boot", out)

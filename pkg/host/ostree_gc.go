@@ -11,12 +11,20 @@ import (
 	"github.com/kedge-os/kedge/pkg/ostree/object"
 )
 
-// Sweep implements store. It removes what no deployment needs: checkouts, kernels and boot entries
-// of removed deployments, images without a deployment, their layers. Objects
-// are looked through, which takes the longest, only where something went that
-// had some.
+// Sweep implements store. It removes what no deployment needs: checkouts,
+// kernels and boot entries of removed deployments, images without a deployment,
+// their layers. Objects are looked through, which takes the longest, only where
+// something went that had some. On a sysroot that is not booted it labels what
+// the operation made: the machine may know nothing of SELinux.
 func (s *ostreeStore) Sweep(ctx context.Context) (swept, error) {
-	return s.sweep(ctx, sweepOptions{prune: s.change.interrupted})
+	done, err := s.sweep(ctx, sweepOptions{prune: s.change.interrupted})
+	if err != nil || s.Booted() {
+		return done, err
+	}
+	if list := s.sysroot.Deployments(); len(list) > 0 {
+		err = s.sysroot.Label(ctx, list[0])
+	}
+	return done, err
 }
 
 // SweepAll is Sweep that always looks through the objects, and that gives back
