@@ -82,6 +82,16 @@ func (g *guest) kedge(args string) string {
 	return out
 }
 
+// finalization logs what the journal has of kedge's unit at the last shutdown.
+func (g *guest) finalization() {
+	g.t.Helper()
+	out := g.sh("journalctl -b -1 -u kedge-finalize-staged.service -o short-monotonic --no-pager")
+	if !strings.Contains(out, "Stopped kedge-finalize-staged.service") {
+		g.t.Error("the finalisation did not reach its end")
+	}
+	g.t.Logf("finalisation in the journal:\n%s", out)
+}
+
 // exitCode runs a script and returns its exit code.
 func (g *guest) exitCode(script string) int {
 	g.t.Helper()

@@ -44,6 +44,7 @@ RUN echo two >/usr/share/marker && \
 		t.Errorf("status says that %q is booted, want the target image", got)
 	}
 	g.sh(`echo local >/etc/local && echo admin >>/etc/hosts && chmod 600 /etc/hosts && rm /etc/issue.net
+		head -c 3000000 /dev/urandom >/etc/large && cp /etc/large /etc/large2
 		mkdir -p /var/lib/e2e && echo data >/var/lib/e2e/data`)
 
 	g.kedge("switch " + w.Registry.GuestRepo("os:two"))
@@ -52,10 +53,12 @@ RUN echo two >/usr/share/marker && \
 		t.Fatalf("after switch, status shows %+v as staged", s.Status.Staged)
 	}
 	g.want("libostree sees what is staged, and leaves it to kedge", "ostree admin status | grep -c 'finalization locked'", "1")
-	g.sh("echo late >/etc/late") // an edit between staging and shutdown is merged too
+	// An edit between staging and shutdown is merged too, of a large file as well.
+	large := g.sh("echo late >/etc/late; echo late >>/etc/large; cat /etc/large /etc/large2 | sha256sum")
 
 	g = g.reboot(m)
 	g.checkHealth()
+	g.finalization()
 	g.want("the new root is booted", "cat /usr/share/marker", "two")
 	g.want("the new image's kernel argument replaced the old", "grep -o 'lab.image=[a-z]*' /proc/cmdline", "lab.image=two")
 	g.want("arguments of the machine are kept", "grep -c root=LABEL=root /proc/cmdline", "1")
@@ -67,6 +70,7 @@ RUN echo two >/usr/share/marker && \
 	g.want("a changed mode survives", "stat -c %a /etc/hosts", "600")
 	g.want("a local removal survives", "ls /etc/issue.net 2>/dev/null || echo gone", "gone")
 	g.want("an edit after staging survives", "cat /etc/late", "late")
+	g.want("large files survive", "cat /etc/large /etc/large2 | sha256sum", large)
 	g.want("/var survives", "cat /var/lib/e2e/data", "data")
 	before := g.status()
 	if before.Status.Rollback == nil {

@@ -101,6 +101,16 @@ func (w *world) newDisk(t *testing.T, fs string) *lab.Disk {
 	return disk
 }
 
+// addBoot gives a disk a file system of its own for /boot, of a usual size.
+func (w *world) addBoot(t *testing.T, disk *lab.Disk) {
+	t.Helper()
+	path := strings.TrimSuffix(disk.Path, ".img") + "-boot.img"
+	if err := disk.AddBoot(t.Context(), path, "ext4", 512<<20); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(path) })
+}
+
 // machine puts a disk into a virtual machine.
 func (w *world) machine(t *testing.T, disk *lab.Disk) *lab.Machine {
 	t.Helper()
