@@ -172,8 +172,6 @@ func (s *Sysroot) inUse(d *Deployment) bool {
 		s.first(func(o *Deployment) bool { return !o.Staged && o.sameState(d) }) != nil
 }
 
-func (d *Deployment) pendingOrigin() string { return path.Join(d.pendingDir(), d.Digest+".origin") }
-
 // makeState makes the state directory of a deployment, or what is to become of
 // one that is in use.
 func (s *Sysroot) makeState(ctx context.Context, images *images, d, merge *Deployment) error {
@@ -200,15 +198,15 @@ func (s *Sysroot) makeState(ctx context.Context, images *images, d, merge *Deplo
 		if err := s.root.MkdirAll(d.pendingDir(), 0o755); err != nil {
 			return err
 		}
-		return atomicfile.Write(s.root, d.pendingOrigin(), d.Origin.Encode(), 0o644)
+	} else {
+		if err := s.seedVar(ctx, images, d); err != nil {
+			return fmt.Errorf("fill /var: %w", err)
+		}
+		if err := s.root.Symlink(varLink, path.Join(d.Dir(), "var")); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
 	}
-	if err := s.seedVar(ctx, images, d); err != nil {
-		return fmt.Errorf("fill /var: %w", err)
-	}
-	if err := s.root.Symlink(varLink, path.Join(d.Dir(), "var")); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return atomicfile.Write(s.root, d.OriginPath(), d.Origin.Encode(), 0o644)
+	return atomicfile.Write(s.root, d.stagedOrigin(), d.Origin.Encode(), 0o644)
 }
 
 // seedVar fills an empty /var from the image's.
@@ -274,11 +272,7 @@ func (s *Sysroot) SetOrigin(d *Deployment, origin *keyfile.File) error {
 	if err := s.requireLock("write an origin"); err != nil {
 		return err
 	}
-	name := d.OriginPath()
-	if d.pending {
-		name = d.pendingOrigin()
-	}
-	if err := atomicfile.Write(s.root, name, origin.Encode(), 0o644); err != nil {
+	if err := atomicfile.Write(s.root, d.stagedOrigin(), origin.Encode(), 0o644); err != nil {
 		return fmt.Errorf("write the origin: %w", err)
 	}
 	for _, o := range s.list {

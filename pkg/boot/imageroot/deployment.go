@@ -85,6 +85,14 @@ func (d *Deployment) etcDir() string {
 	return path.Join(d.Dir(), "etc")
 }
 
+// stagedOrigin is where the deployment's origin is until it is committed.
+func (d *Deployment) stagedOrigin() string {
+	if d.pending {
+		return path.Join(d.pendingDir(), d.Digest+".origin")
+	}
+	return d.OriginPath()
+}
+
 // Groups and keys of an origin. The last is ours; bootc carries groups along
 // that it does not know.
 const (

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 
 	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
@@ -43,8 +44,7 @@ func (s *Sysroot) mergeEtc(ctx context.Context, images *images, d, merge *Deploy
 		return nil, stats, err
 	}
 	s.log.Info("merged /etc", "changes", len(m.Changes), "files", stats.Files, "bytes", stats.Bytes)
-	// What systemd runs once after an update goes by its absence.
-	return m.Changes, stats, dst.Remove(".updated")
+	return m.Changes, stats, dst.Remove(updatedStamp)
 }
 
 // etc opens the /etc of a deployment's image.
@@ -90,16 +90,19 @@ func (s *Sysroot) EtcChanges(ctx context.Context, d *Deployment, digest string) 
 	if err != nil {
 		return nil, fmt.Errorf("compare /etc: %w", err)
 	}
-	return m.Changes, nil
+	return slices.DeleteFunc(m.Changes, func(c etcmerge.Change) bool { return c.Path == updatedStamp }), nil
 }
 
-// markUpdated removes the stamp of /var, so that what systemd runs
-// once after an update of /usr runs (ConditionNeedsUpdate=). The booted /var is
-// the mounted one, which may be a file system of its own.
+// updatedStamp is what systemd leaves in /etc when what runs once after an
+// update has run (ConditionNeedsUpdate=).
+const updatedStamp = ".updated"
+
+// markUpdated removes the stamp of /var, as mergeEtc does that of /etc. The
+// booted /var is the mounted one, which may be a file system of its own.
 func (s *Sysroot) markUpdated() error {
-	root, name := s.root, path.Join(varDir, ".updated")
+	root, name := s.root, path.Join(varDir, updatedStamp)
 	if s.booted != nil {
-		root, name = s.host, "var/.updated"
+		root, name = s.host, "var/"+updatedStamp
 	}
 	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

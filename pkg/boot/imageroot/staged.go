@@ -85,9 +85,10 @@ func (s *Sysroot) loadStaged() error {
 	if err != nil || d == nil {
 		return err
 	}
-	if s.first(d.same) != nil && d.Ours {
+	if d.Ours && !d.pending && s.first(d.same) != nil {
 		// A finalisation was killed between its commit and the removal of the
-		// marker: the deployment is the default already.
+		// marker: the deployment is the default already. One that was pending is
+		// staged until what waited for it is gone; doing it twice does no harm.
 		return nil
 	}
 	s.mentioned[d.Digest] = true
@@ -117,16 +118,14 @@ func (s *Sysroot) stagedOf(m *marker) (*Deployment, error) {
 	d.Entry = bls.Parse(m.Kedge.Entry)
 	options, _ := d.Entry.Get("options")
 	_, d.VerityOptional, _ = parseImageKarg(karg.Parse(options))
-	if _, err := s.root.Stat(d.etcDir()); err != nil {
+	if _, err := s.root.Stat(d.stagedOrigin()); err != nil {
+		if d.pending && s.first(d.same) != nil {
+			return nil, nil
+		}
 		s.problem(fmt.Errorf("the staged deployment is gone: %w", err))
 		return nil, nil
 	}
-	if err := s.complete(d); err != nil {
-		return nil, err
-	}
-	if d.pending {
-		d.Origin, err = s.readOrigin(d.pendingOrigin())
-	}
+	d.Origin, err = s.readOrigin(d.stagedOrigin())
 	return d, err
 }
 
