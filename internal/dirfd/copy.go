@@ -120,7 +120,12 @@ type Meta struct {
 	Xattrs         []Xattr
 	Mtime          unix.Timespec
 	Sync           bool // the copy's data is durable before it has its name
+	// ShareOnly fails with ErrNotShared rather than copy bytes.
+	ShareOnly bool
 }
+
+// ErrNotShared is that a file's blocks cannot be shared with its copy.
+var ErrNotShared = errors.New("the file system cannot share the file's blocks")
 
 // CopyFile copies the bytes of the regular file srcName in src to name in d,
 // as WriteFile does.
@@ -143,7 +148,7 @@ func (d *Dir) WriteFile(in io.Reader, name string, m Meta) error {
 	}
 	out := os.NewFile(uintptr(fd), name)
 	defer out.Close()
-	if err := d.fill(out, in, m); err != nil {
+	if _, err := d.fill(out, in, m); err != nil {
 		return err
 	}
 	return d.link(fd, name)
@@ -151,33 +156,38 @@ func (d *Dir) WriteFile(in io.Reader, name string, m Meta) error {
 
 // WriteNew is WriteFile for a directory that nobody uses yet: the file has its
 // name before it has its bytes, which is a good deal faster. What has that
-// name must be gone.
-func (d *Dir) WriteNew(in io.Reader, name string, m Meta) error {
+// name must be gone. It returns whether blocks are shared and no byte was copied.
+func (d *Dir) WriteNew(in io.Reader, name string, m Meta) (shared bool, err error) {
 	fd, err := unix.Openat(d.Fd(), name, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return d.fail("create", name, err)
+		return false, d.fail("create", name, err)
 	}
 	out := os.NewFile(uintptr(fd), name)
-	if err := d.fill(out, in, m); err != nil {
+	if shared, err = d.fill(out, in, m); err != nil {
 		_ = out.Close()
-		return err
+		return shared, err
 	}
-	return out.Close()
+	return shared, out.Close()
 }
 
 // fill gives a new file its bytes and metadata.
-func (d *Dir) fill(out *os.File, in io.Reader, m Meta) error {
+func (d *Dir) fill(out *os.File, in io.Reader, m Meta) (shared bool, err error) {
 	fd := int(out.Fd())
-	f, onDisk := in.(*os.File)
-	if !onDisk || unix.IoctlFileClone(fd, int(f.Fd())) != nil {
+	if f, onDisk := in.(*os.File); onDisk {
+		shared = unix.IoctlFileClone(fd, int(f.Fd())) == nil
+	}
+	if !shared {
+		if m.ShareOnly {
+			return false, d.fail("copy to", out.Name(), ErrNotShared)
+		}
 		if _, err := io.Copy(out, in); err != nil {
-			return d.fail("copy to", out.Name(), err)
+			return false, d.fail("copy to", out.Name(), err)
 		}
 	}
 	if err := d.finish(fd, m); err != nil {
-		return d.fail("write", out.Name(), err)
+		return shared, d.fail("write", out.Name(), err)
 	}
-	return nil
+	return shared, nil
 }
 
 // finish sets the metadata of an unnamed file; the owner first, since a change

@@ -78,7 +78,10 @@ func (s *Sysroot) mergeEtc(ctx context.Context, root *os.Root, merge *Deployment
 	if stats, err = m.Write(ctx, dst, o); err != nil {
 		return nil, stats, err
 	}
-	s.log.Info("merged /etc", "changes", len(m.Changes), "files", stats.Files, "bytes", stats.Bytes)
+	s.log.Info("merged /etc", "changes", len(m.Changes), "files", stats.Files, "bytes", stats.Bytes, "shared", stats.Shared)
+	if !o.Since.IsZero() && stats.Largest > etcmerge.LargeFile {
+		s.log.Warn("a large file changed after staging and was copied at shutdown", "path", stats.Name, "bytes", stats.Largest)
+	}
 	return m.Changes, stats, nil
 }
 

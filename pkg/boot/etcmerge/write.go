@@ -2,6 +2,7 @@ package etcmerge
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/source"
+	"github.com/kedge-os/kedge/pkg/fault"
 )
 
 // Labeler says which SELinux label a path is to have; false where the policy
@@ -25,21 +27,31 @@ type WriteOptions struct {
 	Labels Labeler
 	// Since, when set, is the time of an earlier Write to the same directory.
 	// A file above LargeFile is then taken as written when size and time agree
-	// and it has not changed since; all others are compared byte by byte.
+	// and it has not changed since; all others are compared byte by byte. Files
+	// above LargeFile that did change share their blocks with the local ones; on
+	// a file system that cannot do that LateBytes of them are copied, and more
+	// are refused.
 	Since time.Time
 }
 
-// LargeFile is the size above which a second Write does not read a file again
-// that has not changed since the first.
-const LargeFile = 1 << 20
+const (
+	// LargeFile is the size above which a second Write does not read a file
+	// again that has not changed since the first.
+	LargeFile = 1 << 20
+	// LateBytes is what a second Write copies of files above LargeFile: as much
+	// as a slow disk takes in a minute, while a machine shuts down.
+	LateBytes = 256 << 20
+)
 
 // Stats says what a Write did.
 type Stats struct {
-	Files   int   // regular files written
-	Bytes   int64 // in them
-	Largest int64 // the size of the largest file written
-	Others  int   // directories and symlinks made, attributes corrected
-	Removed int   // entries removed
+	Files   int    // regular files written
+	Bytes   int64  // in them, without those that share their blocks
+	Largest int64  // the size of the largest file whose bytes were written
+	Name    string // its path in /etc
+	Shared  int    // regular files that share their blocks
+	Others  int    // directories and symlinks made, attributes corrected
+	Removed int    // entries removed
 }
 
 // Write makes dst, an existing directory, look like the merge. It has no
@@ -58,6 +70,7 @@ type writer struct {
 	ctx   context.Context
 	o     WriteOptions
 	stats Stats
+	late  int64 // bytes of large files that a second Write copied
 }
 
 // dir writes the children of n into dst, then n's own attributes.
@@ -188,13 +201,31 @@ func (w *writer) file(path string, dst *dirfd.Dir, src source.Dir, c *node, old 
 		return err
 	}
 	defer in.Close()
-	meta := dirfd.Meta{UID: c.st.Uid, GID: c.st.Gid, Mode: c.st.Mode, Xattrs: xattrs, Mtime: c.st.Mtim}
-	if err := dst.WriteNew(in, c.name, meta); err != nil {
+	late := !w.o.Since.IsZero() && c.st.Size > LargeFile
+	meta := dirfd.Meta{
+		UID: c.st.Uid, GID: c.st.Gid, Mode: c.st.Mode, Xattrs: xattrs, Mtime: c.st.Mtim,
+		ShareOnly: late && w.late+c.st.Size > LateBytes,
+	}
+	shared, err := dst.WriteNew(in, c.name, meta)
+	if errors.Is(err, dirfd.ErrNotShared) {
+		return fault.New(fault.Conflict, "stage the deployment again: large files are copied then, not at shutdown",
+			"%s (%d MB) changed after the deployment was staged, and no more than %d MB are copied at shutdown", path, c.st.Size>>20, LateBytes>>20)
+	}
+	if err != nil {
 		return err
 	}
 	w.stats.Files++
+	if shared {
+		w.stats.Shared++
+		return nil
+	}
+	if late {
+		w.late += c.st.Size
+	}
 	w.stats.Bytes += c.st.Size
-	w.stats.Largest = max(w.stats.Largest, c.st.Size)
+	if c.st.Size > w.stats.Largest {
+		w.stats.Largest, w.stats.Name = c.st.Size, path
+	}
 	return nil
 }
 
