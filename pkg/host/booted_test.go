@@ -16,9 +16,10 @@ import (
 )
 
 // TestBootedStages follows a booted host through what an admin does to it.
-func TestBootedStages(t *testing.T) {
+func TestBootedStages(t *testing.T) { onBoth(t, testBootedStages) }
+
+func testBootedStages(t *testing.T, w *world) {
 	ctx := context.Background()
-	w := newWorld(t)
 	ref, one := w.push("stable", 1)
 	first := w.install(ref, "rw").ID
 	w.boot()
@@ -91,9 +92,10 @@ func TestBootedStages(t *testing.T) {
 	w.agree()
 }
 
-func TestDownloadOnly(t *testing.T) {
+func TestDownloadOnly(t *testing.T) { onBoth(t, testDownloadOnly) }
+
+func testDownloadOnly(t *testing.T, w *world) {
 	ctx := context.Background()
-	w := newWorld(t)
 	ref, one := w.push("stable", 1)
 	w.install(ref)
 	w.boot()
@@ -123,9 +125,10 @@ func TestDownloadOnly(t *testing.T) {
 	}
 }
 
-func TestStagedIsDiscarded(t *testing.T) {
+func TestStagedIsDiscarded(t *testing.T) { onBoth(t, testStagedIsDiscarded) }
+
+func testStagedIsDiscarded(t *testing.T, w *world) {
 	ctx := context.Background()
-	w := newWorld(t)
 	ref, _ := w.push("stable", 1)
 	w.install(ref)
 	w.boot()
@@ -144,21 +147,34 @@ func TestStagedIsDiscarded(t *testing.T) {
 
 // TestForeignStaging takes the sign that kedge staged it from a staged
 // deployment: then it is another program's.
-func TestForeignStaging(t *testing.T) {
+func TestForeignStaging(t *testing.T) { onBoth(t, testForeignStaging) }
+
+func testForeignStaging(t *testing.T, w *world) {
 	ctx := context.Background()
-	w := newWorld(t)
 	ref, _ := w.push("stable", 1)
 	w.install(ref)
 	w.boot()
 	w.push("stable", 2)
 	w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{}) })
-	file := filepath.Join(w.machine, "run/ostree/staged-deployment")
-	data, err := os.ReadFile(file)
-	must(t, err)
-	marker, err := object.DecodeDict(data)
-	must(t, err)
-	marker.Delete("kedge.staged")
-	must(t, os.WriteFile(file, marker.Encode(), 0o644))
+	if w.backend == "composefs" {
+		file := filepath.Join(w.machine, "run/composefs/staged-deployment")
+		data, err := os.ReadFile(file)
+		must(t, err)
+		marker := map[string]any{}
+		must(t, json.Unmarshal(data, &marker))
+		delete(marker, "kedge")
+		data, err = json.Marshal(marker)
+		must(t, err)
+		must(t, os.WriteFile(file, data, 0o644))
+	} else {
+		file := filepath.Join(w.machine, "run/ostree/staged-deployment")
+		data, err := os.ReadFile(file)
+		must(t, err)
+		marker, err := object.DecodeDict(data)
+		must(t, err)
+		marker.Delete("kedge.staged")
+		must(t, os.WriteFile(file, marker.Encode(), 0o644))
+	}
 
 	w.push("stable", 3)
 	for name, op := range map[string]func(*Host) (*v1.Result, error){
@@ -176,8 +192,9 @@ func TestForeignStaging(t *testing.T) {
 	}
 }
 
-func TestPublishedStatus(t *testing.T) {
-	w := newWorld(t)
+func TestPublishedStatus(t *testing.T) { onBoth(t, testPublishedStatus) }
+
+func testPublishedStatus(t *testing.T, w *world) {
 	ref, _ := w.push("stable", 1)
 	w.install(ref)
 	w.boot()
@@ -195,13 +212,12 @@ func TestPublishedStatus(t *testing.T) {
 	}
 	// Whatever changes the deployments makes it stale until it is published
 	// again, which every writer of kedge does.
-	w.ostree("admin", "pin", "--sysroot="+w.dir, "0")
 	now := w.now
-	must(t, os.Chtimes(w.dir+"/ostree/deploy", now, now))
+	must(t, os.Chtimes(filepath.Join(w.dir, map[string]string{"ostree": "ostree/deploy", "composefs": "state/deploy"}[w.backend]), now, now))
 	if s, err = published(w.config().withDefaults()); err != nil || len(s.Status.Kedge.Warnings) == 0 {
-		t.Errorf("published status after a change by ostree = %+v, %v, want a warning", s.Status.Kedge, err)
+		t.Errorf("published status after a change by another program = %+v, %v, want a warning", s.Status.Kedge, err)
 	}
-	w.do(func(h *Host) (*v1.Result, error) { return h.Pin(context.Background(), 0, false) })
+	w.do(func(h *Host) (*v1.Result, error) { return h.Pin(context.Background(), 0, true) })
 	if s, err = published(w.config().withDefaults()); err != nil || len(s.Status.Kedge.Warnings) != 0 {
 		t.Errorf("published status after a change by kedge = %+v, %v", s.Status.Kedge, err)
 	}
@@ -219,9 +235,10 @@ func (w *world) fitsSchema(s *v1.Host) {
 	}
 }
 
-func TestSelfInstallSurvivesSwitch(t *testing.T) {
+func TestSelfInstallSurvivesSwitch(t *testing.T) { onBoth(t, testSelfInstallSurvivesSwitch) }
+
+func testSelfInstallSurvivesSwitch(t *testing.T, w *world) {
 	ctx := context.Background()
-	w := newWorld(t)
 	ref, _ := w.push("stable", 1)
 	w.install(ref)
 	w.boot()

@@ -176,7 +176,7 @@ func (s *ostreeStore) importAgain(ctx context.Context, d *deployment, fetch fetc
 // relink gives a deployment the repository's files in place of its own, which
 // were damaged with them: both were one.
 func (s *ostreeStore) relink(ctx context.Context, b *boot.Deployment, bad map[object.Checksum]bool) error {
-	tree, err := s.Tree(ctx, b.Checksum)
+	tree, err := s.commitTree(ctx, b.Checksum)
 	if err != nil {
 		return err
 	}

@@ -87,8 +87,23 @@ func (r *bootRepo) SetRefs(ctx context.Context, refs map[string]string) error {
 	return txn.Commit()
 }
 
-// Tree implements store.
+// Tree implements store. The defaults of /etc have the place that they have in
+// the image.
 func (s *ostreeStore) Tree(ctx context.Context, root string) (*fstree.Tree, error) {
+	t, err := s.commitTree(ctx, root)
+	if err != nil {
+		return nil, err
+	}
+	if usr := t.Root.Lookup("usr"); usr != nil && usr.Lookup("etc") != nil {
+		t.Root.Set("etc", usr.Lookup("etc"))
+		usr.Remove("etc")
+		t.Freeze()
+	}
+	return t, nil
+}
+
+// commitTree reads the files of a commit.
+func (s *ostreeStore) commitTree(ctx context.Context, root string) (*fstree.Tree, error) {
 	sum, err := object.ParseChecksum(root)
 	if err != nil {
 		return nil, err

@@ -17,8 +17,9 @@ import (
 
 // TestBadImages gives Switch what it must refuse: each with its kind, and the
 // sysroot as it was.
-func TestBadImages(t *testing.T) {
-	w := newWorld(t)
+func TestBadImages(t *testing.T) { onBoth(t, testBadImages) }
+
+func testBadImages(t *testing.T, w *world) {
 	ref, _ := w.push("stable", 1)
 	w.install(ref)
 	before := w.snapshot()
@@ -91,7 +92,7 @@ func TestBadImages(t *testing.T) {
 func (w *world) snapshot() string {
 	w.t.Helper()
 	var b strings.Builder
-	for _, pattern := range []string{"boot/loader", "boot/loader/entries/*", "ostree/boot.?", "ostree/deploy/*/deploy/*.origin"} {
+	for _, pattern := range []string{"boot/loader", "boot/loader/entries/*", "ostree/boot.?", "ostree/deploy/*/deploy/*.origin", "state/deploy/*/*.origin"} {
 		names, err := filepath.Glob(filepath.Join(w.dir, pattern))
 		must(w.t, err)
 		for _, n := range names {
@@ -169,8 +170,9 @@ func TestInstallRefuses(t *testing.T) {
 	wantKind(t, err, fault.NotFound, "does not exist")
 }
 
-func TestNothingToRollBackTo(t *testing.T) {
-	w := newWorld(t)
+func TestNothingToRollBackTo(t *testing.T) { onBoth(t, testNothingToRollBackTo) }
+
+func testNothingToRollBackTo(t *testing.T, w *world) {
 	ref, _ := w.push("stable", 1)
 	w.install(ref)
 	_, err := w.try(func(h *Host) (*v1.Result, error) { return h.Rollback(context.Background()) })
@@ -183,8 +185,9 @@ func TestNothingToRollBackTo(t *testing.T) {
 	wantKind(t, err, fault.NotFound, "ostree/deploy")
 }
 
-func TestTwoWriters(t *testing.T) {
-	w := newWorld(t)
+func TestTwoWriters(t *testing.T) { onBoth(t, testTwoWriters) }
+
+func testTwoWriters(t *testing.T, w *world) {
 	ref, _ := w.push("stable", 1)
 	w.install(ref)
 	h := w.open()
@@ -196,8 +199,9 @@ func TestTwoWriters(t *testing.T) {
 	w.status() // readers do not wait
 }
 
-func TestCancelledBeforeTheCommitPoint(t *testing.T) {
-	w := newWorld(t)
+func TestCancelledBeforeTheCommitPoint(t *testing.T) { onBoth(t, testCancelledBeforeTheCommitPoint) }
+
+func testCancelledBeforeTheCommitPoint(t *testing.T, w *world) {
 	ref, _ := w.push("stable", 1)
 	w.install(ref)
 	before := w.snapshot()
@@ -237,11 +241,12 @@ func TestNoSpace(t *testing.T) {
 	wantKind(t, err, fault.NoSpace, "/boot has too little space: about 80 MB are needed, 7 MB are free")
 }
 
-func TestTornHistory(t *testing.T) {
-	w := newWorld(t)
+func TestTornHistory(t *testing.T) { onBoth(t, testTornHistory) }
+
+func testTornHistory(t *testing.T, w *world) {
 	ref, _ := w.push("stable", 1)
 	w.install(ref)
-	f, err := os.OpenFile(filepath.Join(w.dir, stateDir, historyFile), os.O_APPEND|os.O_WRONLY, 0)
+	f, err := os.OpenFile(filepath.Join(w.dir, map[string]string{"ostree": stateDir, "composefs": composefsState}[w.backend], historyFile), os.O_APPEND|os.O_WRONLY, 0)
 	must(t, err)
 	_, err = f.WriteString(`{"v":1,"time":"2026-`)
 	must(t, err)

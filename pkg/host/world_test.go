@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,6 +31,7 @@ import (
 // machine that may be booted from it.
 type world struct {
 	t        testing.TB
+	backend  string
 	dir      string // the sysroot
 	machine  string // the pretended machine's root
 	registry string
@@ -38,12 +40,21 @@ type world struct {
 	mounts   []string
 }
 
-func newWorld(t testing.TB) *world {
+func newWorld(t testing.TB) *world { return newWorldOf(t, "ostree") }
+
+// onBoth runs a test on a world of each backend.
+func onBoth(t *testing.T, test func(*testing.T, *world)) {
+	for _, b := range backends {
+		t.Run(b.name, func(t *testing.T) { test(t, newWorldOf(t, b.name)) })
+	}
+}
+
+func newWorldOf(t testing.TB, backend string) *world {
 	t.Helper()
 	lab.NeedRoot(t)
 	lab.Need(t, "chattr")
 	w := &world{
-		t: t, dir: t.TempDir(), machine: t.TempDir(), conf: t.TempDir(), registry: testregistry.Start(t),
+		t: t, backend: backend, dir: t.TempDir(), machine: t.TempDir(), conf: t.TempDir(), registry: testregistry.Start(t),
 		now: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC),
 	}
 	w.write(w.conf+"/policy.json", `{"default":[{"type":"insecureAcceptAnything"}]}`)
@@ -112,9 +123,24 @@ func layer(t testing.TB, entries []smallimage.Entry) ociv1.Layer {
 
 func (w *world) install(ref string, kargs ...string) *v1.Result {
 	w.t.Helper()
-	r, err := Install(context.Background(), w.config(), InstallOptions{Image: ref, Kargs: kargs})
+	r, err := Install(context.Background(), w.config(), w.options(ref, kargs...))
 	must(w.t, err)
 	return r
+}
+
+// options install without fs-verity: whether the file system of the tests has it
+// makes no difference to what they are about.
+func (w *world) options(ref string, kargs ...string) InstallOptions {
+	return InstallOptions{Image: ref, Kargs: kargs, Backend: w.backend, AllowMissingVerity: true}
+}
+
+// path returns where a file of a deployment is, on composefs one of /etc.
+func (w *world) path(id, name string) string {
+	if w.backend == "composefs" {
+		return filepath.Join(w.dir, "state/deploy", id[:128], name)
+	}
+	stateroot, rest, _ := strings.Cut(id, "/")
+	return filepath.Join(w.dir, "ostree/deploy", stateroot, "deploy", rest, name)
 }
 
 func (w *world) open() *Host {
@@ -166,22 +192,25 @@ func (w *world) boot() {
 	w.unmount()
 	must(w.t, os.RemoveAll(w.machine))
 	d := list[0]
-	dir := filepath.Join(w.dir, "ostree/deploy", d.stateroot, "deploy", fmt.Sprintf("%s.%d", d.root, d.serial))
-	for _, sub := range []string{"run", "proc"} {
+	for _, sub := range []string{"run", "proc/self"} {
 		must(w.t, os.MkdirAll(filepath.Join(w.machine, sub), 0o755))
 	}
 	must(w.t, os.Symlink(w.dir, filepath.Join(w.machine, "sysroot")))
 	must(w.t, os.Symlink(filepath.Join(w.dir, "boot"), filepath.Join(w.machine, "boot")))
-	w.bind(filepath.Join(dir, "etc"), filepath.Join(w.machine, "etc"))
-	w.bind(filepath.Join(w.dir, "ostree/deploy", d.stateroot, "var"), filepath.Join(w.machine, "var"))
-	st, err := os.Stat(dir)
+	w.bind(w.path(d.id, "etc"), filepath.Join(w.machine, "etc"))
+	w.bind(filepath.Join(w.dir, map[string]string{"ostree": "ostree/deploy/default/var", "composefs": composefsVar}[w.backend]), filepath.Join(w.machine, "var"))
+	w.write(w.machine+"/proc/cmdline", strings.Join(append(d.kargs, "quiet"), " ")+"\n")
+	w.write(w.machine+"/usr/lib/systemd/system/"+units.Finalize, "[Unit]\n")
+	if w.backend == "composefs" {
+		w.write(w.machine+"/proc/self/mountinfo", "21 1 0:20 / / ro,relatime - overlay composefs:"+d.root+" ro\n")
+		return
+	}
+	st, err := os.Stat(w.path(d.id, ""))
 	must(w.t, err)
 	sys := st.Sys().(*syscall.Stat_t)
 	devino := binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, sys.Dev), sys.Ino)
 	meta := object.Dict{{Key: "backing-root-device-inode", Value: object.Variant{Type: "(tt)", Data: devino}}}
 	w.write(w.machine+"/run/ostree-booted", string(meta.Encode()))
-	w.write(w.machine+"/proc/cmdline", "quiet\n")
-	w.write(w.machine+"/usr/lib/systemd/system/"+units.Finalize, "[Unit]\n")
 }
 
 func (w *world) bind(from, to string) {
@@ -222,9 +251,14 @@ func (w *world) ostree(args ...string) string {
 }
 
 // agree checks that the real ostree sees the deployments that kedge sees, and
-// that its fsck passes.
+// that its fsck passes; of composefs, that every boot entry leads to a deployment
+// with its image and back, and that kedge's fsck passes.
 func (w *world) agree() {
 	w.t.Helper()
+	if w.backend == "composefs" {
+		w.agreeComposefs()
+		return
+	}
 	out := w.ostree("admin", "status", "--sysroot="+w.dir)
 	var theirs []string
 	for line := range strings.Lines(out) {
@@ -245,11 +279,58 @@ func (w *world) agree() {
 	w.ostree("fsck", "--quiet", "--repo="+w.dir+"/ostree/repo")
 }
 
-func (w *world) file(d, name string) string {
+// agreeComposefs reads the boot entries with nothing of kedge's.
+func (w *world) agreeComposefs() {
 	w.t.Helper()
-	_, rest, _ := strings.Cut(d, "/")
-	stateroot, _, _ := strings.Cut(d, "/")
-	data, err := os.ReadFile(filepath.Join(w.dir, "ostree/deploy", stateroot, "deploy", rest, name))
+	entries, err := filepath.Glob(w.dir + "/boot/loader/entries/*.conf")
+	must(w.t, err)
+	var theirs []string
+	for _, name := range entries {
+		text, err := os.ReadFile(name)
+		must(w.t, err)
+		for line := range strings.Lines(string(text)) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+			if key == "linux" || key == "initrd" {
+				if st, err := os.Stat(filepath.Join(w.dir, value)); err != nil || st.Size() == 0 {
+					w.t.Errorf("%s: %s %s: %v", filepath.Base(name), key, value, err)
+				}
+			}
+			for arg := range strings.FieldsSeq(value) {
+				if image, ok := strings.CutPrefix(arg, "composefs="); ok {
+					theirs = append(theirs, strings.TrimPrefix(image, "?"))
+				}
+			}
+		}
+	}
+	h := w.open()
+	list, err := h.store.Deployments()
+	must(w.t, err)
+	var ours []string
+	for _, d := range list {
+		if d.staged {
+			continue
+		}
+		ours = append(ours, d.root)
+		for _, dir := range []string{"composefs/images/" + d.root, "state/deploy/" + d.root + "/etc", "state/deploy/" + d.root + "/var"} {
+			if _, err := os.Stat(filepath.Join(w.dir, dir)); err != nil {
+				w.t.Errorf("deployment %s: %v", d.id, err)
+			}
+		}
+	}
+	slices.Sort(ours)
+	slices.Sort(theirs)
+	if !slices.Equal(ours, theirs) {
+		w.t.Errorf("images of the boot entries: %q, of kedge's deployments: %q", theirs, ours)
+	}
+	if c, err := h.Fsck(context.Background(), FsckOptions{}); err != nil || len(c.Problems) > 0 {
+		w.t.Errorf("fsck: %v, %+v", err, c)
+	}
+	h.Close()
+}
+
+func (w *world) file(id, name string) string {
+	w.t.Helper()
+	data, err := os.ReadFile(w.path(id, name))
 	if errors.Is(err, os.ErrNotExist) {
 		return ""
 	}
