@@ -67,15 +67,40 @@ func (s *Sysroot) cleanState(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if !digestForm.MatchString(n) || keep(n) {
-			continue
+		switch {
+		case !digestForm.MatchString(n):
+		case keep(n):
+			err = removeTemporary(dir, n)
+		default:
+			s.log.Debug("remove deployment", "deployment", n)
+			err = dir.Remove(n)
 		}
-		s.log.Debug("remove deployment", "deployment", n)
-		if err := dir.Remove(n); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return s.cleanPending()
+}
+
+// removeTemporary removes what a writer of an origin left that died.
+func removeTemporary(dir *dirfd.Dir, name string) error {
+	sub, err := dir.Sub(name)
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	names, err := sub.Names()
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if strings.HasPrefix(n, ".kedge-") && strings.HasSuffix(n, ".tmp") {
+			if err := sub.Remove(n); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // cleanPending removes what waited for a deployment that never came.

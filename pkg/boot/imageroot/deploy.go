@@ -252,7 +252,7 @@ func copyMeta(src source.Dir, dst *dirfd.Dir) error {
 
 // removeState removes what was made for a deployment that is not in the list.
 func (s *Sysroot) removeState(d *Deployment) error {
-	if err := s.root.RemoveAll(d.pendingDir()); err != nil {
+	if err := s.removePending(d); err != nil {
 		return err
 	}
 	if s.inUse(d) {
@@ -264,6 +264,15 @@ func (s *Sysroot) removeState(d *Deployment) error {
 	}
 	defer dir.Close()
 	return dir.Remove(d.Digest)
+}
+
+// removePending removes what waits for a deployment, the origin first: without
+// it nothing is taken to wait.
+func (s *Sysroot) removePending(d *Deployment) error {
+	if err := s.root.Remove(path.Join(d.pendingDir(), d.Digest+".origin")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return s.root.RemoveAll(d.pendingDir())
 }
 
 // SetOrigin replaces what a deployment was asked for; of all entries with its

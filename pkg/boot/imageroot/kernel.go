@@ -126,7 +126,7 @@ func (s *Sysroot) kernelDirs() string {
 // kernel of an entry.
 func placeOf(e *bls.Entry) (dir string, ok bool) {
 	linux, ok := e.Get("linux")
-	dir = strings.TrimPrefix(path.Dir(path.Clean("/"+linux)), "/boot")
+	dir = strings.TrimPrefix(path.Dir(path.Clean("/"+linux)), "/boot/")
 	dir = strings.TrimPrefix(dir, "/")
 	return dir, ok && strings.HasPrefix(path.Base(dir), kernelPrefix)
 }

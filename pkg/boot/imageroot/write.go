@@ -148,10 +148,10 @@ func (s *Sysroot) swap(ctx context.Context, list []*Deployment) error {
 	}
 	for _, d := range list {
 		if d.pending {
-			d.pending = false
-			if err := s.root.RemoveAll(d.pendingDir()); err != nil {
+			if err := s.removePending(d); err != nil {
 				s.log.Warn("after the commit", "error", err)
 			}
+			d.pending = false
 		}
 	}
 	if err := s.boot.RemoveAll(nextDir); err != nil {
