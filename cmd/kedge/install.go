@@ -23,7 +23,7 @@ func (o *installOptions) AddFlags() []cli.Flag {
 		&cli.StringFlag{Name: "stateroot", Value: "default", Usage: "keep /var in stateroot `NAME`", Destination: &o.Stateroot},
 		&cli.StringSliceFlag{Name: "karg", Usage: "boot with kernel argument `K=V`; may be repeated", Destination: &o.Kargs},
 		&cli.StringFlag{Name: "bootloader", Value: "none", Usage: "install boot loader `NAME`: none", Destination: &o.Bootloader},
-		&cli.StringFlag{Name: "backend", Value: host.AutoBackend, Usage: "keep roots in store `NAME`: ostree, composefs, or auto: the one that DIR has, else ostree", Destination: &o.Backend},
+		&cli.StringFlag{Name: "backend", Value: host.AutoBackend, Usage: "keep roots with `NAME`: ostree, composefs, or auto (as DIR is, else ostree)", Destination: &o.Backend},
 		&cli.BoolFlag{Name: "allow-missing-verity", Usage: "accept a file system without fs-verity, and record that", Destination: &o.AllowMissingVerity},
 	}
 }
