@@ -3,6 +3,7 @@ package etcmerge_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,7 +19,9 @@ import (
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
 	"github.com/kedge-os/kedge/pkg/boot/source"
+	"github.com/kedge-os/kedge/pkg/composefs"
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fstree"
 )
 
 // files is a directory as path → content: a "/" at the end of the path makes a
@@ -120,6 +123,27 @@ func open(t testing.TB, path string) *dirfd.Dir {
 
 func tree(t testing.TB, path string) source.Dir { return source.Disk(open(t, path)) }
 
+// imageTree is a directory as an image has it: metadata, and files to open.
+func imageTree(t testing.TB, path string) source.Dir {
+	t.Helper()
+	root, err := os.OpenRoot(path)
+	must(t, err)
+	defer root.Close()
+	tree, err := composefs.NewMeter(composefs.SHA512).ReadDir(context.Background(), root)
+	must(t, err)
+	paths := map[*fstree.Inode]string{}
+	must(t, tree.Walk(func(below string, n *fstree.Inode) error {
+		paths[n] = filepath.Join(path, below)
+		return nil
+	}))
+	image := source.NewImage(context.Background(), tree, func(_ context.Context, n *fstree.Inode) (io.ReadCloser, error) {
+		return os.Open(paths[n])
+	})
+	dir, err := image.Dir(".")
+	must(t, err)
+	return dir
+}
+
 func TestMerge(t *testing.T) {
 	lab.NeedRoot(t)
 	for _, c := range []struct {
@@ -218,35 +242,37 @@ func TestMerge(t *testing.T) {
 			want: files{"x": ""},
 		},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			base, local, image := tree(t, c.base.make(t)), tree(t, c.local.make(t)), tree(t, c.image.make(t))
-			m, err := etcmerge.Plan(context.Background(), base, local, image)
-			must(t, err)
-			var lines []string
-			for _, ch := range m.Changes {
-				lines = append(lines, fmt.Sprintf("%s %s %s", ch.Path, ch.Kind, ch.Image))
-			}
-			if got := strings.Join(lines, "\n"); got != c.changes {
-				t.Errorf("changes:\n%s\nwant:\n%s", got, c.changes)
-			}
-			path := t.TempDir()
-			dst := open(t, path)
-			_, err = m.Write(context.Background(), dst, etcmerge.WriteOptions{})
-			if c.refused {
-				if fault.KindOf(err) != fault.Conflict || len(read(t, path)) != 0 {
-					t.Errorf("write = %v, want a conflict and nothing written", err)
+		for kind, defaults := range map[string]func(testing.TB, string) source.Dir{"disk": tree, "image": imageTree} {
+			t.Run(c.name+"/"+kind, func(t *testing.T) {
+				base, local, image := defaults(t, c.base.make(t)), tree(t, c.local.make(t)), defaults(t, c.image.make(t))
+				m, err := etcmerge.Plan(context.Background(), base, local, image)
+				must(t, err)
+				var lines []string
+				for _, ch := range m.Changes {
+					lines = append(lines, fmt.Sprintf("%s %s %s", ch.Path, ch.Kind, ch.Image))
 				}
-				return
-			}
-			must(t, err)
-			if diff := cmp.Diff(c.want, read(t, path)); diff != "" {
-				t.Errorf("new /etc (- expected, + is):\n%s", diff)
-			}
-			again, err := m.Write(context.Background(), dst, etcmerge.WriteOptions{})
-			if err != nil || again != (etcmerge.Stats{}) {
-				t.Errorf("a second write did %+v, %v; want nothing", again, err)
-			}
-		})
+				if got := strings.Join(lines, "\n"); got != c.changes {
+					t.Errorf("changes:\n%s\nwant:\n%s", got, c.changes)
+				}
+				path := t.TempDir()
+				dst := open(t, path)
+				_, err = m.Write(context.Background(), dst, etcmerge.WriteOptions{})
+				if c.refused {
+					if fault.KindOf(err) != fault.Conflict || len(read(t, path)) != 0 {
+						t.Errorf("write = %v, want a conflict and nothing written", err)
+					}
+					return
+				}
+				must(t, err)
+				if diff := cmp.Diff(c.want, read(t, path)); diff != "" {
+					t.Errorf("new /etc (- expected, + is):\n%s", diff)
+				}
+				again, err := m.Write(context.Background(), dst, etcmerge.WriteOptions{})
+				if err != nil || again != (etcmerge.Stats{}) {
+					t.Errorf("a second write did %+v, %v; want nothing", again, err)
+				}
+			})
+		}
 	}
 }
 

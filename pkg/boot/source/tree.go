@@ -55,9 +55,9 @@ const maxRead = 64 << 20
 
 // ReadFile returns the bytes of a file of at most 64 MiB.
 func (i *Image) ReadFile(name string) ([]byte, error) {
-	n := i.tree.Resolve(name)
-	if n == nil {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	n, err := i.find(name)
+	if err != nil {
+		return nil, err
 	}
 	if !n.IsRegular() || n.Size > maxRead {
 		return nil, fault.New(fault.Corrupt, "the image has to be repaired", "%s is not a regular file of at most %d bytes", name, maxRead)
@@ -77,14 +77,23 @@ func (i *Image) ReadFile(name string) ([]byte, error) {
 	return data, nil
 }
 
-// Open implements fs.FS.
-func (i *Image) Open(name string) (fs.File, error) {
+// find returns the inode at a path as fs.FS spells them.
+func (i *Image) find(name string) (*fstree.Inode, error) {
 	if !fs.ValidPath(name) {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
 	}
 	n := i.tree.Resolve(name)
 	if n == nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	return n, nil
+}
+
+// Open implements fs.FS.
+func (i *Image) Open(name string) (fs.File, error) {
+	n, err := i.find(name)
+	if err != nil {
+		return nil, err
 	}
 	f := &file{info: info{path.Base(name), n}}
 	if n.IsRegular() {
