@@ -5,8 +5,9 @@
 #   base   the root in one layer
 #   lab    base plus a layer with the lab's agent and the kedge-initramfs of this
 #          source tree, which is appended to the initramfs
-# so that a change of the program costs seconds and not a run of dracut. Prints
-# the layout's directory. Needs root; two minutes once.
+# so that a change of the program costs seconds and not a run of dracut. Kernel and
+# initramfs lie beside it too (modules/VERSION), for machines that run from them
+# alone. Prints the layout's directory. Needs root; two minutes once.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -67,8 +68,8 @@ make_base() {
   say "3/3 OCI layout"
   pack "$work" --root "$root" --tag base
   rm -rf "$out"
-  mkdir -p "$out/initramfs/$kver"
-  cp "$root/usr/lib/modules/$kver/initramfs.img" "$out/initramfs/$kver/"
+  mkdir -p "$out/modules/$kver"
+  cp "$root/usr/lib/modules/$kver"/{vmlinuz,initramfs.img} "$out/modules/$kver/"
   mv "$work/oci" "$out/oci"
   touch "$out/done"
 }
@@ -77,9 +78,9 @@ make_base() {
 # bytes, and what comes later replaces what came before.
 add_program() {
   local layer=$work/layer kver image
-  kver=$(basename "$out"/initramfs/*)
+  kver=$(basename "$out"/modules/*)
   image=$layer/usr/lib/modules/$kver/initramfs.img
-  install -D -m 600 "$out/initramfs/$kver/initramfs.img" "$image"
+  install -D -m 600 "$out/modules/$kver/initramfs.img" "$image"
   install -D -m 755 "$work/kedge-initramfs" "$layer/usr/lib/kedge/kedge-initramfs"
   truncate -s %4 "$image"
   (cd "$layer" && printf '%s\n' usr usr/lib usr/lib/kedge usr/lib/kedge/kedge-initramfs |

@@ -3,8 +3,10 @@ package lab
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Disk is a raw disk image that holds one file system and no partition table:
@@ -17,7 +19,8 @@ type Disk struct {
 }
 
 // NewDisk makes a sparse image of size bytes at path with a file system of the
-// kind fs (ext4, xfs, btrfs), labelled label.
+// kind fs (ext4, xfs, btrfs), labelled label. Options for mkfs may follow the
+// kind: "ext4 -O verity".
 func NewDisk(ctx context.Context, path, fs, label string, size int64) (*Disk, error) {
 	return &Disk{Path: path}, makeImage(ctx, path, fs, label, size)
 }
@@ -37,11 +40,12 @@ func makeImage(ctx context.Context, path, fs, label string, size int64) error {
 	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
 		return err
 	}
-	args := []string{"-q", "-L", label, path}
-	if fs == "btrfs" {
-		args = []string{"-q", "-f", "-L", label, path}
+	kind, options, _ := strings.Cut(fs, " ")
+	args := append(strings.Fields(options), "-q", "-L", label, path)
+	if kind == "btrfs" {
+		args = append([]string{"-f"}, args...)
 	}
-	_, err = Command(ctx, "mkfs."+fs, args...)
+	_, err = Command(ctx, "mkfs."+kind, args...)
 	return err
 }
 
@@ -82,12 +86,12 @@ func withMount(ctx context.Context, image, dir string, fn func() error) (err err
 	return fn()
 }
 
-// bootFiles copies kernel and initrd of the disk's default entry to dir and
+// bootFiles copies kernel and initrd of a line of the disk's boot menu to dir and
 // returns the entry with the copies' paths. As a boot loader does it, paths are
 // looked up in the file system that holds the entries: that is /boot's own where
 // it has one, else the root's, where a path starts with /boot or not
 // (libostree's bootprefix).
-func (d *Disk) bootFiles(ctx context.Context, dir string) (BootEntry, error) {
+func (d *Disk) bootFiles(ctx context.Context, dir string, line int) (BootEntry, error) {
 	image, boot := d.Path, "boot"
 	if d.Boot != "" {
 		image, boot = d.Boot, "."
@@ -95,10 +99,14 @@ func (d *Disk) bootFiles(ctx context.Context, dir string) (BootEntry, error) {
 	var e BootEntry
 	err := withImage(ctx, image, func(top string) error {
 		boot := filepath.Join(top, boot)
-		var err error
-		if e, err = DefaultEntry(boot); err != nil {
+		entries, err := Entries(boot)
+		if err != nil {
 			return err
 		}
+		if line >= len(entries) {
+			return fmt.Errorf("the boot menu has %d entries, want the one of index %d", len(entries), line)
+		}
+		e = entries[line]
 		if e.Linux, err = copyBootFile(filepath.Join(dir, "vmlinuz"), e.Linux, boot, top); err != nil {
 			return err
 		}

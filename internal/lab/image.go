@@ -34,6 +34,32 @@ func ChunkedImage(t testing.TB) string {
 	return made(t, "chunked/large.sh")
 }
 
+// OSTreeComposefsImage returns the OCI layout of the base image with an ostree
+// that has composefs, which its prepare-root.conf enables (root, three minutes).
+// It has TagAgent alone.
+func OSTreeComposefsImage(t testing.TB) string {
+	t.Helper()
+	return made(t, "composefs-image.sh")
+}
+
+// ComposefsBackendImage returns the OCI layout of the base image for the
+// composefs backend: no ostree, and kedge-initramfs in the initramfs (root, two
+// minutes). It has TagGzip and TagAgent, in zstd.
+func ComposefsBackendImage(t testing.TB) string {
+	t.Helper()
+	return made(t, "composefs-backend-image.sh")
+}
+
+// BootFiles returns the kernel and the initramfs of what a recipe of this
+// package made, outside of any image.
+func BootFiles(layout string) (kernel, initramfs string, err error) {
+	found, err := filepath.Glob(filepath.Join(filepath.Dir(layout), "modules/*"))
+	if err != nil || len(found) != 1 {
+		return "", "", fmt.Errorf("beside %s are the kernels %v, want one", layout, found)
+	}
+	return filepath.Join(found[0], "vmlinuz"), filepath.Join(found[0], "initramfs.img"), nil
+}
+
 func made(t testing.TB, recipe string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {

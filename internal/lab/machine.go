@@ -28,6 +28,8 @@ type Machine struct {
 	// BootTimeout bounds a start until the agent answers; 0 is eight minutes. A
 	// boot takes 45 s on two idle cores.
 	BootTimeout time.Duration
+	// MenuEntry is the line of the boot menu that is started; 0 is the default.
+	MenuEntry int
 	// ExtraOptions are added to the entry's kernel arguments.
 	ExtraOptions string
 	// Memory in MiB; 0 is 2048.
@@ -59,7 +61,7 @@ func (m *Machine) Boot(ctx context.Context) (*Guest, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	entry, err := m.Disk.bootFiles(ctx, dir)
+	entry, err := m.Disk.bootFiles(ctx, dir, m.MenuEntry)
 	if err != nil {
 		return nil, fmt.Errorf("reading the boot entry: %w", err)
 	}
@@ -110,20 +112,28 @@ func (m *Machine) arguments(e BootEntry, console, sock string) []string {
 	if memory == 0 {
 		memory = 2048
 	}
+	disks := []string{m.Disk.Path}
+	if m.Disk.Boot != "" {
+		disks = append(disks, m.Disk.Boot)
+	}
+	return append(qemuArguments(e, memory, strings.TrimSpace(e.Options+" "+m.ExtraOptions), console, disks),
+		"-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0", "-device", "virtio-serial-pci",
+		"-chardev", "socket,id=agent,path="+sock, "-device", "virtserialport,chardev=agent,name=kedge.agent")
+}
+
+// qemuArguments are those of every machine of the lab. The disks are raw images:
+// /dev/vda and so on.
+func qemuArguments(e BootEntry, memory int, options, console string, disks []string) []string {
 	args := []string{
 		"-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max", "-M", "q35", "-m", strconv.Itoa(memory),
 		"-display", "none", "-no-reboot", "-serial", "file:" + console,
-		"-kernel", e.Linux, "-append", strings.TrimSpace(e.Options + " " + m.ExtraOptions),
-		"-drive", "file=" + m.Disk.Path + ",if=virtio,format=raw,cache=unsafe",
-		"-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0",
-		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
-		"-chardev", "socket,id=agent,path=" + sock, "-device", "virtserialport,chardev=agent,name=kedge.agent",
-	}
-	if m.Disk.Boot != "" {
-		args = append(args, "-drive", "file="+m.Disk.Boot+",if=virtio,format=raw,cache=unsafe")
+		"-kernel", e.Linux, "-append", options, "-device", "virtio-rng-pci",
 	}
 	if e.Initrd != "" {
 		args = append(args, "-initrd", e.Initrd)
+	}
+	for _, d := range disks {
+		args = append(args, "-drive", "file="+d+",if=virtio,format=raw,cache=unsafe")
 	}
 	return args
 }
