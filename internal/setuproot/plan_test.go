@@ -129,3 +129,33 @@ func TestOverlayOptions(t *testing.T) {
 		}
 	}
 }
+
+// FuzzPlan looks for command lines and configurations on which reading breaks,
+// or gives a plan that names no image.
+func FuzzPlan(f *testing.F) {
+	f.Add("root=LABEL=root composefs="+hexA+" rw", "")
+	f.Add("composefs.digest=?v1-sha512-12:"+hexA+" systemd.volatile=state", "[etc]\ntransient = true")
+	f.Add(`a="b composefs=x" composefs=?`+hexA, "[root]\ntransient = true\n[var]\nmount = \"overlay\"")
+	f.Add("composefs=", "[etc]\nmount = \"tmpfs\"")
+	f.Fuzz(func(t *testing.T, cmdline, config string) {
+		c, err := ParseConfig(config)
+		if err != nil {
+			if k := fault.KindOf(err); k != fault.Conflict {
+				t.Fatalf("a configuration is refused with kind %v: %v", k, err)
+			}
+			return
+		}
+		p, err := NewPlan(cmdline, c)
+		switch {
+		case err != nil && fault.KindOf(err) != fault.Corrupt:
+			t.Fatalf("a command line is refused with kind %v: %v", fault.KindOf(err), err)
+		case err != nil && p != nil:
+			t.Fatalf("a plan and the error %v", err)
+		case p != nil && p.Digest.Algorithm() == 0:
+			t.Fatalf("the plan %+v names no image", p)
+		}
+		if p != nil && !strings.HasSuffix(p.source(), p.Digest.String()) {
+			t.Fatalf("the mount source %s does not name the image", p.source())
+		}
+	})
+}
