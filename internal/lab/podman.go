@@ -41,15 +41,12 @@ func (p *Podman) Load(ctx context.Context, layoutDir, tag, name string) error {
 	return err
 }
 
-// Build builds a Containerfile given as text, with contextDir as its context,
-// and pushes the result to ref, which lies in a registry without TLS. The
-// chroot isolation works without cgroups.
-func (p *Podman) Build(ctx context.Context, containerfile, contextDir, ref string) error {
-	f := filepath.Join(contextDir, "Containerfile")
-	if err := os.WriteFile(f, []byte(containerfile), 0o644); err != nil {
-		return err
-	}
-	if _, err := p.Run(ctx, "build", "--isolation=chroot", "--pull=never", "--layers=false", "--format=oci", "-t", ref, "-f", f, contextDir); err != nil {
+// Build builds the Containerfile in dir, which is its context too, and pushes
+// the result to ref, which lies in a registry without TLS. The chroot isolation
+// works without cgroups.
+func (p *Podman) Build(ctx context.Context, dir, ref string, options ...string) error {
+	args := append([]string{"build", "--isolation=chroot", "--pull=never", "--layers=false", "--format=oci", "-t", ref}, options...)
+	if _, err := p.Run(ctx, append(args, dir)...); err != nil {
 		return err
 	}
 	if _, err := p.Run(ctx, "push", "--quiet", "--tls-verify=false", ref); err != nil {

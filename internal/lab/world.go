@@ -101,6 +101,9 @@ func (w *World) Build(ctx context.Context, ref, containerfile string, files map[
 		return err
 	}
 	defer os.RemoveAll(dir)
+	if err := os.WriteFile(filepath.Join(dir, "Containerfile"), []byte(containerfile), 0o644); err != nil {
+		return err
+	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return err
@@ -109,7 +112,7 @@ func (w *World) Build(ctx context.Context, ref, containerfile string, files map[
 	if _, err := Command(ctx, "cp", w.Kedge, filepath.Join(dir, "kedge")); err != nil {
 		return err
 	}
-	return w.Podman.Build(ctx, containerfile, dir, w.Registry.Repo(ref))
+	return w.Podman.Build(ctx, dir, w.Registry.Repo(ref))
 }
 
 // BuildHostImage builds ref: the base with kedge and its units in it, the lab's
