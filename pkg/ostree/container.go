@@ -40,7 +40,8 @@ type ContainerLayer struct {
 	Digest string // of the blob, "sha256:…"; names the layer's ref
 	DiffID string
 	Role   LayerRole
-	// Entries is what a derived layer says.
+	// Entries is what a derived layer says. WriteContainer lets go of it when
+	// it needs it no more.
 	Entries *fstree.Layer
 	// Objects are the file objects of a commit or chunk layer: what each is,
 	// and the checksum by which the layer names it.
@@ -217,6 +218,9 @@ func layerTrees(c *Container) ([]*layerTree, error) {
 			return nil, fmt.Errorf("layer %s: %w", l.Digest, err)
 		}
 		trees[i] = t
+	}
+	for i := range c.Layers {
+		c.Layers[i].Entries = nil
 	}
 	return trees, labelsFailed(c.Prepared.Labels)
 }
@@ -425,14 +429,14 @@ func (im *Import) indexes(set *objectSet, layers []ContainerLayer, trees []*laye
 			continue
 		}
 		saved := &savedLayer{commit: commits[i], blob: l.Digest, records: set.recordsOf(l, trees[i])}
-		if have.stored && saved.equal(have) {
+		if have.stored && have.equal(saved.commit, saved.blob, saved.records) {
 			continue
 		}
-		var ok bool
-		if saved.index, ok = im.savedIndex(l.DiffID); !ok {
-			continue
+		index, err := im.openIndex(l.DiffID)
+		if err != nil {
+			continue // it is not kept, and fetched again
 		}
-		if err := u.add(l.DiffID, saved); err != nil {
+		if err := errors.Join(u.add(l.DiffID, saved, index), index.Close()); err != nil {
 			return u, err
 		}
 	}
@@ -441,7 +445,11 @@ func (im *Import) indexes(set *objectSet, layers []ContainerLayer, trees []*laye
 
 // recordsOf returns the records of a layer's contents.
 func (s *objectSet) recordsOf(l *ContainerLayer, t *layerTree) []record {
-	var all records
+	n := len(l.Objects)
+	if t != nil {
+		_ = t.tree.Walk(func(string, *fstree.Inode) error { n++; return nil })
+	}
+	all := records{list: make([]record, 0, n)}
 	add := func(n *fstree.Inode) {
 		if n.IsRegular() && n.Size > 0 {
 			h := &s.headers[s.header(n)]

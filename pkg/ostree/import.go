@@ -121,8 +121,11 @@ func (im *Import) LayerIndex(diffID string) ([]byte, error) {
 	known := im.layers[diffID] != nil
 	im.mu.Unlock()
 	if known {
-		if index, ok := im.savedIndex(diffID); ok {
-			return index, nil
+		if l, ok := im.stage.layer(name); ok {
+			return l.index, nil
+		}
+		if l, ok := im.stateLayer(name); ok {
+			return l.index, nil
 		}
 	}
 	for _, find := range []func(diffID, name string) (*savedLayer, bool){im.stagedLayer, im.storedLayer, im.foreignLayer} {
@@ -140,24 +143,29 @@ func (im *Import) keep(diffID string, l *savedLayer) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	small := *l
-	small.index = nil
+	small.index, small.records = nil, nil
+	if l.stored {
+		small.sum = sumRecords(l.records)
+	}
 	im.layers[diffID] = &small
 	im.known.add(l.records...)
 }
 
-// savedIndex reads the index of a layer of this import.
-func (im *Import) savedIndex(diffID string) ([]byte, bool) {
+// openIndex opens the index of a layer of this import.
+func (im *Import) openIndex(diffID string) (*savedIndex, error) {
 	name, err := layerFileName(diffID)
 	if err != nil {
-		return nil, false
+		return nil, err
 	}
-	if l, ok := im.stage.layer(name); ok {
-		return l.index, true
+	x, err := im.stage.index(name)
+	if err == nil || im.opts.State == nil {
+		return x, err
 	}
-	if l, ok := im.stateLayer(name); ok {
-		return l.index, true
+	f, size, err := im.stateFile(name)
+	if err != nil {
+		return nil, err
 	}
-	return nil, false
+	return openIndex(f, size)
 }
 
 // stagedLayer finds a layer that this boot staged.
@@ -189,12 +197,29 @@ func (im *Import) stateLayer(name string) (*savedLayer, bool) {
 	if im.opts.State == nil {
 		return nil, false
 	}
-	data, err := im.opts.State.ReadFile(layersDir + "/" + name)
+	f, size, err := im.stateFile(name)
 	if err != nil {
 		return nil, false
 	}
-	l, err := decodeLayerFile(data)
+	defer f.Close()
+	l, err := readLayerFile(f, size)
 	return l, err == nil
+}
+
+func (im *Import) stateFile(name string) (*os.File, int64, error) {
+	f, err := im.opts.State.Open(layersDir + "/" + name)
+	if err != nil {
+		return nil, 0, err
+	}
+	st, err := f.Stat()
+	if err == nil && (!st.Mode().IsRegular() || st.Size() > maxLayerFile) {
+		err = errLayerFile
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, 0, err
+	}
+	return f, st.Size(), nil
 }
 
 // contentsExist reports whether each content of a layer is staged or in an

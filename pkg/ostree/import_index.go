@@ -23,13 +23,18 @@ type indexUpdate struct {
 	names []string
 }
 
-func (u *indexUpdate) add(diffID string, l *savedLayer) error {
+// add writes a layer's file with the index that another one has.
+func (u *indexUpdate) add(diffID string, l *savedLayer, index *savedIndex) (err error) {
 	name, err := layerFileName(diffID)
 	if err != nil {
 		return err
 	}
 	u.names = append(u.names, name)
-	if err := u.state.WriteFile(layersDir+"/"+unfinished+name, l.encode(), 0o644); err != nil {
+	f, err := u.state.OpenFile(layersDir+"/"+unfinished+name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err == nil {
+		err = errors.Join(l.write(f, index, index.size), f.Close())
+	}
+	if err != nil {
 		return fmt.Errorf("save the index of layer %s: %w", diffID, err)
 	}
 	return nil

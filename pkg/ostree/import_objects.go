@@ -43,15 +43,19 @@ type headerKey struct {
 }
 
 type item struct {
-	content fstree.Digest
-	object  object.Checksum
-	size    int64
-	header  int32
+	file   *fstree.Inode // any that has the content
+	object object.Checksum
+	header int32
 }
 
+func (it *item) content() fstree.Digest { return contentOf(it.file) }
+
 func (it item) compare(o item) int {
-	if c := bytes.Compare(it.content[:], o.content[:]); c != 0 {
-		return c
+	if it.file != o.file {
+		a, b := it.content(), o.content()
+		if c := bytes.Compare(a[:], b[:]); c != 0 {
+			return c
+		}
 	}
 	return cmp.Compare(it.header, o.header)
 }
@@ -87,7 +91,7 @@ func contentOf(n *fstree.Inode) fstree.Digest {
 
 // want adds a regular file.
 func (s *objectSet) want(n *fstree.Inode) {
-	s.list = append(s.list, item{content: contentOf(n), header: s.header(n), size: n.Size})
+	s.list = append(s.list, item{file: n, header: s.header(n)})
 }
 
 // wantTree adds the regular files of a tree but those that tree wanted, which
@@ -112,7 +116,7 @@ func (s *objectSet) checksum(n *fstree.Inode) object.Checksum {
 	if n.IsSymlink() {
 		return sha256.Sum256(object.FileHeader(n.UID, n.GID, n.Mode, n.Target, n.Xattrs))
 	}
-	i, ok := slices.BinarySearchFunc(s.list, item{content: contentOf(n), header: s.header(n)}, item.compare)
+	i, ok := slices.BinarySearchFunc(s.list, item{file: n, header: s.header(n)}, item.compare)
 	if !ok {
 		panic("ostree: checksum of a file that nobody wanted")
 	}
@@ -128,11 +132,11 @@ func (im *Import) resolve(ctx context.Context, s *objectSet) error {
 	for i := range s.list {
 		it := &s.list[i]
 		h := &s.headers[it.header]
-		if it.content == fstree.EmptyDigest {
+		if it.content() == fstree.EmptyDigest {
 			it.object = sha256.Sum256(h.bytes)
 			continue
 		}
-		for _, r := range im.known.of(it.content) {
+		for _, r := range im.known.of(it.content()) {
 			if r.header == h.hash {
 				it.object = r.object
 			}
@@ -148,7 +152,7 @@ func (im *Import) resolve(ctx context.Context, s *objectSet) error {
 		it := &s.list[again[k]]
 		sum := sha256.New()
 		sum.Write(s.headers[it.header].bytes)
-		if err := im.readContent(it.content, sum); err != nil {
+		if err := im.readContent(it.content(), sum); err != nil {
 			return err
 		}
 		sum.Sum(it.object[:0])
@@ -161,7 +165,7 @@ func (im *Import) resolve(ctx context.Context, s *objectSet) error {
 	defer im.mu.Unlock()
 	for _, i := range again {
 		it := &s.list[i]
-		im.known.add(record{it.content, s.headers[it.header].hash, it.object})
+		im.known.add(record{it.content(), s.headers[it.header].hash, it.object})
 	}
 	return nil
 }
@@ -183,7 +187,7 @@ func (im *Import) readContent(d fstree.Digest, w io.Writer) error {
 func (im *Import) materialise(ctx context.Context, txn *Txn, s *objectSet) error {
 	var starts []int32 // in the list, of each content
 	for i := range s.list {
-		if i == 0 || s.list[i-1].content != s.list[i].content {
+		if i == 0 || s.list[i-1].content() != s.list[i].content() {
 			starts = append(starts, int32(i))
 		}
 	}
@@ -206,8 +210,8 @@ func (im *Import) writeItem(txn *Txn, it *item, meta *fstree.Inode) error {
 	if ok, err := txn.HasFile(it.object); ok || err != nil {
 		return err
 	}
-	n := meta.WithMeta(func(c *fstree.Inode) { c.Size, c.Content = it.size, it.content })
-	f, err := im.stage.open(it.content)
+	n := meta.WithMeta(func(c *fstree.Inode) { c.Size, c.Content = it.file.Size, it.content() })
+	f, err := im.stage.open(it.content())
 	switch {
 	case err == nil:
 		defer f.Close()
@@ -216,7 +220,7 @@ func (im *Import) writeItem(txn *Txn, it *item, meta *fstree.Inode) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	r, err := im.OpenContent(it.content)
+	r, err := im.OpenContent(it.content())
 	if err != nil {
 		return err
 	}
@@ -224,7 +228,7 @@ func (im *Import) writeItem(txn *Txn, it *item, meta *fstree.Inode) error {
 	c, err := txn.PutFile(n, r)
 	if err == nil && c != it.object {
 		err = fault.New(fault.Corrupt, "check the disk, and run kedge fsck",
-			"content %s became object %s where it should have been %s", it.content, c, it.object)
+			"content %s became object %s where it should have been %s", it.content(), c, it.object)
 	}
 	return err
 }

@@ -3,10 +3,9 @@ package ostree
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -70,86 +69,21 @@ func (s *records) of(d fstree.Digest) []record {
 	return s.list[i:j]
 }
 
-// savedLayer is what kedge keeps of an imported layer, beside the repository
-// (layers/<diffID>) and in the staging directory.
-//
-// The file is: "kedge layer\n", the version in one byte, the layer commit (32
-// bytes, zero while staged), the blob's digest (length in two bytes and text),
-// the index (length in eight bytes and bytes), the records (their number in
-// eight bytes, then content sha256, header hash and object checksum of each),
-// and the sha256 of all that. Integers are little-endian.
-type savedLayer struct {
-	commit  object.Checksum
-	blob    string
-	index   []byte
-	records []record // sorted
-
-	stored bool // read from kedge's state directory
+// sumRecords tells sets of sorted records apart.
+func sumRecords(list []record) (out [sha256.Size]byte) {
+	h := sha256.New()
+	for i := range list {
+		list[i].write(h)
+	}
+	h.Sum(out[:0])
+	return out
 }
 
-// equal compares what two layers of the same index say of their contents.
-func (l *savedLayer) equal(o *savedLayer) bool {
-	return l.commit == o.commit && l.blob == o.blob && slices.Equal(l.records, o.records)
+func (r *record) write(w io.Writer) {
+	_, _ = w.Write(r.content[:])
+	_, _ = w.Write(r.header[:])
+	_, _ = w.Write(r.object[:])
 }
-
-const (
-	layerMagic   = "kedge layer\n"
-	layerVersion = 1
-)
-
-var errLayerFile = errors.New("not a layer file of this version of kedge")
-
-func (l *savedLayer) encode() []byte {
-	b := make([]byte, 0, len(layerMagic)+128+len(l.index)+len(l.records)*recordLen)
-	b = append(append(b, layerMagic...), layerVersion)
-	b = append(b, l.commit[:]...)
-	b = append(binary.LittleEndian.AppendUint16(b, uint16(len(l.blob))), l.blob...)
-	b = append(binary.LittleEndian.AppendUint64(b, uint64(len(l.index))), l.index...)
-	b = binary.LittleEndian.AppendUint64(b, uint64(len(l.records)))
-	for i := range l.records {
-		r := &l.records[i]
-		b = append(append(append(b, r.content[:]...), r.header[:]...), r.object[:]...)
-	}
-	sum := sha256.Sum256(b)
-	return append(b, sum[:]...)
-}
-
-// decodeLayerFile fails for a file that was torn by a power cut, or that
-// another version of kedge wrote; the layer then counts as absent. The index
-// shares data's memory.
-func decodeLayerFile(data []byte) (*savedLayer, error) {
-	body := len(data) - sha256.Size
-	if body < 0 || sha256.Sum256(data[:body]) != [sha256.Size]byte(data[body:]) {
-		return nil, errLayerFile
-	}
-	data, ok := bytes.CutPrefix(data[:body], append([]byte(layerMagic), layerVersion))
-	take := func(n uint64) []byte {
-		if uint64(len(data)) < n {
-			ok, n = false, uint64(len(data))
-		}
-		head := data[:n]
-		data = data[n:]
-		return head
-	}
-	l := &savedLayer{}
-	copy(l.commit[:], take(sha256.Size))
-	l.blob = string(take(uint64(binary.LittleEndian.Uint16(padded(take(2), 2)))))
-	l.index = take(binary.LittleEndian.Uint64(padded(take(8), 8)))
-	n := binary.LittleEndian.Uint64(padded(take(8), 8))
-	if !ok || n > uint64(len(data)/recordLen) || n*recordLen != uint64(len(data)) {
-		return nil, errLayerFile
-	}
-	l.records = make([]record, n)
-	for i := range l.records {
-		r := &l.records[i]
-		copy(r.content[:], take(sha256.Size))
-		copy(r.header[:], take(16))
-		copy(r.object[:], take(sha256.Size))
-	}
-	return l, nil
-}
-
-func padded(b []byte, n int) []byte { return append(slices.Clone(b), make([]byte, n-len(b))...) }
 
 // layerFileName turns a diffID into the name of its file.
 func layerFileName(diffID string) (string, error) {

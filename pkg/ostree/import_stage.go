@@ -1,6 +1,7 @@
 package ostree
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -217,29 +218,39 @@ const maxLayerFile = 4 << 30
 
 // layer returns a staged layer; one that cannot be read counts as absent.
 func (s *contentStage) layer(name string) (*savedLayer, bool) {
-	data, err := readFileAt(s.dir, "layers/"+name, maxLayerFile)
-	if err != nil {
+	f, st, err := openFileAt(s.dir, "layers/"+name)
+	if err != nil || st.Size > maxLayerFile {
 		return nil, false
 	}
-	l, err := decodeLayerFile(data)
+	defer f.Close()
+	l, err := readLayerFile(f, st.Size)
 	return l, err == nil
+}
+
+// index opens the index of a staged layer.
+func (s *contentStage) index(name string) (*savedIndex, error) {
+	f, st, err := openFileAt(s.dir, "layers/"+name)
+	if err != nil {
+		return nil, err
+	}
+	return openIndex(f, st.Size)
 }
 
 // putLayer stages a layer. The rename is its commit point.
 func (s *contentStage) putLayer(name string, l *savedLayer) error {
-	if err := s.replace("layers/"+name, l.encode()); err != nil {
+	if err := s.replace("layers/"+name, l); err != nil {
 		return fmt.Errorf("stage a layer's index: %w", err)
 	}
 	return nil
 }
 
-func (s *contentStage) replace(name string, data []byte) error {
+func (s *contentStage) replace(name string, l *savedLayer) error {
 	f, err := newTemp(s.dir, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.discard()
-	if _, err := f.Write(data); err != nil {
+	if err := l.write(f, bytes.NewReader(l.index), int64(len(l.index))); err != nil {
 		return err
 	}
 	side := "new-" + randomName()
