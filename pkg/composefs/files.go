@@ -19,8 +19,8 @@ import (
 type Files struct {
 	Tree *fstree.Tree
 
-	repo     *Repo
-	contents map[fstree.Digest]*Inode
+	repo  *Repo
+	place func(fstree.Digest) (place, error)
 }
 
 // Files reads an image. One that the repository does not have is fs.ErrNotExist.
@@ -47,32 +47,50 @@ func (r *Repo) files(ctx context.Context, d Digest) (*Files, error) {
 	if err != nil {
 		return nil, fault.New(fault.Corrupt, "run kedge fsck --repair", "%w", err)
 	}
-	f := &Files{Tree: fstree.New(), repo: r, contents: make(map[fstree.Digest]*Inode)}
-	links := make(map[*Inode]*fstree.Inode)
-	f.Tree.Root = f.inode(t.Root)
-	f.fill(f.Tree.Root, t.Root, links)
+	c := &plainer{places: make(map[fstree.Digest]place), links: make(map[*Inode]*fstree.Inode)}
+	f := &Files{Tree: fstree.New(), repo: r, place: c.place}
+	f.Tree.Root = c.inode(t.Root)
+	c.fill(f.Tree.Root, t.Root)
 	f.Tree.Freeze()
 	return f, nil
 }
 
-func (f *Files) fill(dir *fstree.Inode, from *Inode, links map[*Inode]*fstree.Inode) {
+// plainer turns the tree of an image into an fstree.Tree.
+type plainer struct {
+	places map[fstree.Digest]place
+	links  map[*Inode]*fstree.Inode
+}
+
+func (c *plainer) place(d fstree.Digest) (place, error) {
+	p, ok := c.places[d]
+	if !ok {
+		return p, noContent(d)
+	}
+	return p, nil
+}
+
+func noContent(d fstree.Digest) error {
+	return fault.New(fault.NotFound, "", "content %s: %w", d, fs.ErrNotExist)
+}
+
+func (c *plainer) fill(dir *fstree.Inode, from *Inode) {
 	for _, e := range from.Entries {
-		child := links[e.Inode]
+		child := c.links[e.Inode]
 		if child == nil {
-			child = f.inode(e.Inode)
+			child = c.inode(e.Inode)
 			if e.Inode.Nlink > 1 && !e.Inode.IsDir() {
 				child.Linked = true
-				links[e.Inode] = child
+				c.links[e.Inode] = child
 			}
 		}
 		dir.Set(e.Name, child)
 		if e.Inode.IsDir() {
-			f.fill(child, e.Inode, links)
+			c.fill(child, e.Inode)
 		}
 	}
 }
 
-func (f *Files) inode(n *Inode) *fstree.Inode {
+func (c *plainer) inode(n *Inode) *fstree.Inode {
 	out := &fstree.Inode{Mode: n.Mode, UID: n.UID, GID: n.GID, MtimeSec: n.MtimeSec, MtimeNsec: n.MtimeNsec, Rdev: n.Rdev, Xattrs: n.Xattrs}
 	switch {
 	case n.IsDir():
@@ -80,18 +98,14 @@ func (f *Files) inode(n *Inode) *fstree.Inode {
 		out.UID, out.GID, out.MtimeSec, out.MtimeNsec, out.Xattrs = n.UID, n.GID, n.MtimeSec, n.MtimeNsec, n.Xattrs
 	case n.IsSymlink():
 		out.Target = n.Payload
+	case n.IsRegular() && n.Size == 0:
+		out.Content = fstree.EmptyDigest
 	case n.IsRegular():
 		out.Size = int64(n.Size)
-		switch {
-		case n.Size == 0:
-			out.Content = fstree.EmptyDigest
-		case n.External():
-			out.Content = sha256.Sum256([]byte(n.Digest))
-			f.contents[out.Content] = n
-		default:
-			out.Content = sha256.Sum256([]byte(n.Content))
-			f.contents[out.Content] = n
-		}
+		p := place{object: n.Digest, inline: n.Content, size: int64(n.Size)}
+		// One of the two is there.
+		out.Content = sha256.Sum256([]byte(string(n.Digest) + n.Content))
+		c.places[out.Content] = p
 	}
 	return out
 }
@@ -101,16 +115,16 @@ func (f *Files) Open(n *fstree.Inode) (io.ReadCloser, error) {
 	if n.Size == 0 {
 		return io.NopCloser(strings.NewReader("")), nil
 	}
-	in := f.contents[n.Content]
+	p, err := f.place(n.Content)
 	switch {
-	case in == nil:
-		return nil, fault.New(fault.NotFound, "", "content %s: %w", n.Content, fs.ErrNotExist)
-	case !in.External():
-		return io.NopCloser(strings.NewReader(in.Content)), nil
-	case in.Digest == "":
-		return nil, fault.New(fault.Conflict, "deploy the image again", "the image names no digest for the object %s", in.Payload)
+	case err != nil:
+		return nil, err
+	case p.object != "":
+		return f.repo.openObject(p.object)
+	case p.inline != "":
+		return io.NopCloser(strings.NewReader(p.inline)), nil
 	}
-	return f.repo.openObject(in.Digest)
+	return nil, fault.New(fault.Conflict, "deploy the image again", "the image names no digest for a file of %d bytes", n.Size)
 }
 
 // HasLayer reports whether the layer with a diffID is in the repository, and

@@ -27,7 +27,7 @@ const maxPath = 1 << 16
 // and what is no well-formed tree is refused with an error of kind Corrupt.
 func ReadImage(data []byte) (*Tree, ImageInfo, error) {
 	r := &imageReader{
-		data: data, tree: &Tree{}, inodes: make(map[uint64]*stored), linked: make(map[*Inode]bool),
+		data: data, tree: &Tree{}, linked: make(map[*Inode]bool),
 		bodies: make(map[string]*rawXattrs), sharedAt: make(map[int64]fstree.Xattr),
 		budget: int64(len(data)), xattrBudget: 64*int64(len(data)) + 4<<20,
 	}
@@ -55,6 +55,7 @@ type imageReader struct {
 	linked   map[*Inode]bool // those with a hard link
 	bodies   map[string]*rawXattrs
 	sharedAt map[int64]fstree.Xattr
+	names    [256]map[string]string // of xattrs by prefix number and suffix
 	// In an honest image no two inodes overlap, so what is read stays below
 	// its length. Shared xattrs are the exception and have a bound of their own.
 	budget      int64
@@ -117,6 +118,7 @@ func (r *imageReader) superblock() error {
 	}
 	r.rootNid = uint64(le.Uint16(s[14:]))
 	r.inos = le.Uint64(s[16:])
+	r.inodes = make(map[uint64]*stored, min(r.inos, uint64(len(r.data))/slotSize))
 	r.buildSec = int64(le.Uint64(s[24:]))
 	r.buildNsec = le.Uint32(s[32:])
 	r.xattrBase = int64(le.Uint32(s[44:])) * blockSize

@@ -105,13 +105,17 @@ func (r *imageReader) entries(dir *stored, next uint32) ([]*stored, error) {
 // numbers say nothing.
 func (r *imageReader) placeLinked(root *Inode) {
 	placed := make(map[*Inode]bool)
+	missing := false
+	for _, n := range r.inodes {
+		missing = missing || !n.placed
+	}
+	if !missing {
+		return
+	}
 	for _, n := range r.inodes {
 		if n.placed {
 			placed[n.Inode] = true
 		}
-	}
-	if len(placed) == len(r.inodes) {
-		return
 	}
 	var visit func(n *Inode)
 	visit = func(n *Inode) {

@@ -111,10 +111,18 @@ func (r *imageReader) xattrAt(off, end int64) (fstree.Xattr, int64, error) {
 	if err != nil {
 		return fstree.Xattr{}, 0, err
 	}
-	name, value := prefix+string(b[:nameLen]), string(b[nameLen:])
-	if name == "" || strings.IndexByte(name, 0) >= 0 {
+	suffix, value := b[:nameLen], string(b[nameLen:])
+	name, ok := r.names[index][string(suffix)]
+	if ok {
+		return fstree.Xattr{Name: name, Value: value}, n, nil
+	}
+	if name = prefix + string(suffix); name == "" || strings.IndexByte(name, 0) >= 0 {
 		return fstree.Xattr{}, 0, fmt.Errorf("name %q", name)
 	}
+	if r.names[index] == nil {
+		r.names[index] = make(map[string]string)
+	}
+	r.names[index][name[len(prefix):]] = name
 	return fstree.Xattr{Name: name, Value: value}, n, nil
 }
 

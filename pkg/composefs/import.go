@@ -237,7 +237,7 @@ func (im *Import) place(d fstree.Digest) (place, error) {
 	defer im.mu.Unlock()
 	p, ok := im.known[d]
 	if !ok {
-		return p, fault.New(fault.NotFound, "", "content %s: %w", d, fs.ErrNotExist)
+		return p, noContent(d)
 	}
 	return p, nil
 }

@@ -43,7 +43,7 @@ type Container struct {
 type Written struct {
 	Boot     ImageInfo    // the image for booting
 	Raw      *ImageInfo   // the image as a container shows it, if asked for
-	Tree     *fstree.Tree // what is in Boot, but for what composefs adds
+	Files    *Files       // what is in Boot, but for what composefs adds
 	Manifest Digest       // of the manifest's stream
 	Config   Digest
 }
@@ -140,7 +140,7 @@ func (w *containerWriter) images(ctx context.Context) error {
 			ref = refBootImage + ".xattrs=keep-user-xattrs"
 		}
 		if w.c.Expect == "" || info.Digest == w.c.Expect {
-			w.out.Boot, w.out.Tree = info, tree
+			w.out.Boot, w.out.Files = info, &Files{Tree: tree, repo: w.repo, place: w.place}
 			w.refs = append(w.refs, streamRef{ref, info.Digest})
 			return nil
 		}

@@ -183,15 +183,8 @@ func (r *Repo) live(ctx context.Context, images []Digest) (map[Digest]bool, erro
 		return nil, err
 	}
 	m := &marker{repo: r, ctx: ctx, live: make(map[Digest]bool), walked: make(map[Digest]bool), streams: streams}
-	for _, d := range images {
-		if _, err := r.root.Lstat("images/" + d.String()); errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err := m.image(d); err != nil {
-			return nil, err
-		}
-	}
-	for _, category := range []string{"images", "streams"} {
+	// Streams first: an image that a config names needs not be read.
+	for _, category := range []string{"streams", "images"} {
 		err := r.eachLinkIn(category+"/refs", true, func(name string) error {
 			d, err := r.target(name)
 			if errors.Is(err, fs.ErrNotExist) {
@@ -206,6 +199,14 @@ func (r *Repo) live(ctx context.Context, images []Digest) (map[Digest]bool, erro
 			return m.stream(d)
 		})
 		if err != nil {
+			return nil, err
+		}
+	}
+	for _, d := range images {
+		if _, err := r.root.Lstat("images/" + d.String()); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := m.image(d); err != nil {
 			return nil, err
 		}
 	}
@@ -262,8 +263,8 @@ func (m *marker) stream(d Digest) error {
 }
 
 func (m *marker) image(d Digest) error {
-	if err := m.ctx.Err(); err != nil {
-		return err
+	if err := m.ctx.Err(); err != nil || m.live[d] {
+		return err // a config's image, and its objects those of its layers
 	}
 	m.live[d] = true
 	objects, err := m.repo.imageObjects(d)

@@ -84,7 +84,8 @@ func (s *composefsStore) importImage(ctx context.Context, src *ocibridge.Source,
 		return nil, err
 	}
 	end = im.Discard // nothing that is staged is of use any more
-	s.manifests[w.Boot.Digest.String()] = img.ManifestDigest
+	root := w.Boot.Digest.String()
+	s.manifests[root], s.files[root] = img.ManifestDigest, w.Files
 	return w, nil
 }
 
