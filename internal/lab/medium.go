@@ -35,7 +35,7 @@ mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /var/
 modprobe -a virtio_pci virtio_blk ext4
 sh -e /medium-script
 echo "lab: the script ended with $?"
-sync
+echo s >/proc/sysrq-trigger
 echo b >/proc/sysrq-trigger
 sleep 60
 `
