@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"testing"
 )
 
 // Disk is a raw disk image that holds one file system and no partition table:
@@ -84,6 +85,29 @@ func withMount(ctx context.Context, image, dir string, fn func() error) (err err
 		err = errors.Join(err, uerr)
 	}()
 	return fn()
+}
+
+// Mounted returns the directory of a new file system of the kind fs, which is
+// mounted until the test ends.
+func Mounted(t testing.TB, fs string, size int64) string {
+	t.Helper()
+	NeedRoot(t)
+	kind, _, _ := strings.Cut(fs, " ")
+	Need(t, "mkfs."+kind, "mount", "umount")
+	disk, err := NewDisk(t.Context(), filepath.Join(t.TempDir(), "disk.img"), fs, "test", size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if _, err := Command(t.Context(), "mount", "-o", "loop", disk.Path, dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := Command(context.Background(), "umount", dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // bootFiles copies kernel and initrd of a line of the disk's boot menu to dir and

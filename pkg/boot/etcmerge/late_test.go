@@ -2,7 +2,6 @@ package etcmerge_test
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,26 +13,6 @@ import (
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
-
-// mounted makes a file system of a kind and returns the directory it is at.
-func mounted(t *testing.T, kind string) string {
-	t.Helper()
-	lab.Need(t, "mkfs."+kind, "mount", "umount")
-	image, dir := filepath.Join(t.TempDir(), "disk.img"), t.TempDir()
-	must(t, os.WriteFile(image, nil, 0o600))
-	must(t, os.Truncate(image, 512<<20))
-	for _, argv := range [][]string{{"mkfs." + kind, "-q", image}, {"mount", "-o", "loop", image, dir}} {
-		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%q: %v\n%s", argv, err, out)
-		}
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v\n%s", err, out)
-		}
-	})
-	return dir
-}
 
 func freeBytes(t *testing.T, dir string) int64 {
 	t.Helper()
@@ -50,57 +29,58 @@ func freeBytes(t *testing.T, dir string) int64 {
 // since the first. Where the file system shares blocks no byte of it is written;
 // where it does not, it is copied, up to a limit.
 func TestLargeFilesAtShutdown(t *testing.T) {
-	lab.NeedRoot(t)
 	for kind, shares := range map[string]bool{"ext4": false, "xfs": true, "btrfs": true} {
-		t.Run(kind, func(t *testing.T) {
-			top := mounted(t, kind)
-			dirs := map[string]string{}
-			for _, d := range []string{"base", "local", "image", "new"} {
-				dirs[d] = filepath.Join(top, d)
-				must(t, os.Mkdir(dirs[d], 0o755))
-			}
-			big := filepath.Join(dirs["local"], "big")
-			must(t, os.WriteFile(big, []byte("small so far"), 0o600))
-			write := func(since time.Time) (etcmerge.Stats, error) {
-				m, err := etcmerge.Plan(t.Context(), tree(t, dirs["base"]), tree(t, dirs["local"]), tree(t, dirs["image"]))
-				must(t, err)
-				return m.Write(t.Context(), open(t, dirs["new"]), etcmerge.WriteOptions{Since: since})
-			}
-			staged := time.Now()
-			_, err := write(time.Time{})
-			must(t, err)
+		t.Run(kind, func(t *testing.T) { largeFiles(t, lab.Mounted(t, kind, 512<<20), shares) })
+	}
+}
 
-			const size = 16 << 20
-			text := strings.Repeat("16 bytes of text", size/16)
-			must(t, os.WriteFile(big, []byte(text), 0o600))
-			before := freeBytes(t, top)
-			stats, err := write(staged)
-			must(t, err)
-			written := before - freeBytes(t, top)
-			got, err := os.ReadFile(filepath.Join(dirs["new"], "big"))
-			must(t, err)
-			if string(got) != text {
-				t.Errorf("the late change was not brought over: %d bytes", len(got))
-			}
-			want := etcmerge.Stats{Files: 1, Bytes: size, Largest: size, Name: "/etc/big"}
-			if shares {
-				want = etcmerge.Stats{Files: 1, Shared: 1}
-			}
-			if stats != want {
-				t.Errorf("the second write did %+v, want %+v", stats, want)
-			}
-			if wrote := written > etcmerge.LargeFile; wrote == shares {
-				t.Errorf("the second write took %d bytes of the disk for a file of %d", written, size)
-			}
+func largeFiles(t *testing.T, top string, shares bool) {
+	t.Helper()
+	dirs := map[string]string{}
+	for _, d := range []string{"base", "local", "image", "new"} {
+		dirs[d] = filepath.Join(top, d)
+		must(t, os.Mkdir(dirs[d], 0o755))
+	}
+	big := filepath.Join(dirs["local"], "big")
+	must(t, os.WriteFile(big, []byte("small so far"), 0o600))
+	write := func(since time.Time) (etcmerge.Stats, error) {
+		m, err := etcmerge.Plan(t.Context(), tree(t, dirs["base"]), tree(t, dirs["local"]), tree(t, dirs["image"]))
+		must(t, err)
+		return m.Write(t.Context(), open(t, dirs["new"]), etcmerge.WriteOptions{Since: since})
+	}
+	staged := time.Now()
+	_, err := write(time.Time{})
+	must(t, err)
 
-			// Sparse: its size counts, not what is on disk.
-			must(t, os.Truncate(big, etcmerge.LateBytes+1))
-			_, err = write(staged)
-			if shares {
-				must(t, err)
-			} else if fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "/etc/big") {
-				t.Errorf("the second write of a file above the limit = %v, want a conflict that names it", err)
-			}
-		})
+	const size = 16 << 20
+	text := strings.Repeat("16 bytes of text", size/16)
+	must(t, os.WriteFile(big, []byte(text), 0o600))
+	before := freeBytes(t, top)
+	stats, err := write(staged)
+	must(t, err)
+	written := before - freeBytes(t, top)
+	got, err := os.ReadFile(filepath.Join(dirs["new"], "big"))
+	must(t, err)
+	if string(got) != text {
+		t.Errorf("the late change was not brought over: %d bytes", len(got))
+	}
+	want := etcmerge.Stats{Files: 1, Bytes: size, Largest: size, Name: "/etc/big"}
+	if shares {
+		want = etcmerge.Stats{Files: 1, Shared: 1}
+	}
+	if stats != want {
+		t.Errorf("the second write did %+v, want %+v", stats, want)
+	}
+	if wrote := written > etcmerge.LargeFile; wrote == shares {
+		t.Errorf("the second write took %d bytes of the disk for a file of %d", written, size)
+	}
+
+	// Sparse: its size counts, not what is on disk.
+	must(t, os.Truncate(big, etcmerge.LateBytes+1))
+	_, err = write(staged)
+	if shares {
+		must(t, err)
+	} else if fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "/etc/big") {
+		t.Errorf("the second write of a file above the limit = %v, want a conflict that names it", err)
 	}
 }
