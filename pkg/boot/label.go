@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -37,21 +39,7 @@ func (s *Sysroot) Label(ctx context.Context, d *Deployment) error {
 		return err
 	}
 	defer top.Close()
-	if err = l.one(top, ".", "/", unix.S_IFDIR|0o755); err == nil {
-		err = l.tree(top, "ostree", "/ostree")
-	}
-	if err == nil && s.boot != nil {
-		var boot *dirfd.Dir
-		if boot, err = dirfd.Open(s.boot, "."); err != nil {
-			return err
-		}
-		defer boot.Close()
-		err = l.tree(boot, ".", "/boot")
-	}
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		return nil
-	}
-	if err != nil {
+	if err := l.sysroot(top, s.boot); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("label the sysroot: %w", err)
 	}
 	return nil
@@ -60,6 +48,28 @@ func (s *Sysroot) Label(ctx context.Context, d *Deployment) error {
 type sysrootLabeler struct {
 	ctx    context.Context
 	policy Labeler
+}
+
+// sysroot labels the root directory and what of it is the sysroot's or the file
+// system's own, and the boot directory.
+func (l *sysrootLabeler) sysroot(top *dirfd.Dir, boot *os.Root) error {
+	if err := l.one(top, ".", "/", unix.S_IFDIR|0o755); err != nil {
+		return err
+	}
+	for _, name := range []string{"ostree", "lost+found"} {
+		if err := l.tree(top, name, "/"+name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if boot == nil {
+		return nil
+	}
+	dir, err := dirfd.Open(boot, ".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return l.tree(dir, ".", "/boot")
 }
 
 // notOurs are files that have the labels of what they become, the root and /var
