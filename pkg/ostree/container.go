@@ -132,7 +132,7 @@ func (im *Import) writeContainer(ctx context.Context, c *Container) (merge objec
 	if err := im.resolve(ctx, set); err != nil {
 		return merge, err
 	}
-	txn, err := im.repo.Txn(ctx)
+	txn, err := im.repo.newTxn(ctx, func() (*staging, error) { return im.stage.objects, nil })
 	if err != nil {
 		return merge, err
 	}
@@ -140,6 +140,9 @@ func (im *Import) writeContainer(ctx context.Context, c *Container) (merge objec
 	if err := im.materialise(ctx, txn, set); err != nil {
 		return merge, err
 	}
+	im.present = nil // the transaction's own is newer
+	set.index()
+	txn.files = set.has
 	for i := range c.Layers {
 		if err := im.writeObjects(txn, set, &c.Layers[i]); err != nil {
 			return merge, err
@@ -293,8 +296,7 @@ func (im *Import) writeUnsorted(txn *Txn, o *LayerObject) error {
 		return fault.New(fault.Conflict, "have the image built again with libostree 2024.10 or newer",
 			"object %s was made with unsorted xattrs, which this repository cannot take in", o.Checksum)
 	}
-	_, err = txn.AdoptFile(f, o.Inode, o.Checksum)
-	return err
+	return txn.copyFile(f, o.Inode, o.Checksum)
 }
 
 // writeBase writes an ostree-chunked image's own commit as it came.

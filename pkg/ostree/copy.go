@@ -2,9 +2,12 @@ package ostree
 
 import (
 	"context"
+	"crypto/sha256"
 	"hash"
 	"io"
 	"os"
+
+	"github.com/kedge-os/kedge/pkg/fstree"
 )
 
 // parallelHash is the size from which a content's hashes run beside the reader
@@ -54,6 +57,32 @@ func copyHashed(ctx context.Context, w io.Writer, r io.Reader, size int64, buf [
 		if k < len(bufs[i]) {
 			p.wait()
 			return total, nil
+		}
+	}
+}
+
+// sumContent returns the checksum of the object with a header and the content
+// in r, which must have n's size.
+func sumContent(ctx context.Context, header []byte, n *fstree.Inode, r io.Reader) (sum Checksum, err error) {
+	h := sha256.New()
+	h.Write(header)
+	buf := copyBuffers.Get().(*[copyBuffer]byte)
+	defer copyBuffers.Put(buf)
+	for total := int64(0); ; {
+		if err := ctx.Err(); err != nil {
+			return sum, err
+		}
+		k, err := readAll(r, buf[:])
+		if err != nil {
+			return sum, err
+		}
+		h.Write(buf[:k])
+		if total += int64(k); k < len(buf) {
+			if total != n.Size {
+				return sum, wrongSize(n)
+			}
+			h.Sum(sum[:0])
+			return sum, nil
 		}
 	}
 }

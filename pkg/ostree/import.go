@@ -2,7 +2,6 @@ package ostree
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -41,8 +40,8 @@ type ImportOptions struct {
 // ostree-ext would write for it. It implements ocibridge.Store; that part of it
 // is safe for concurrent use.
 //
-// Contents are staged by their sha256 in the repository's tmp directory while
-// they stream by. Nothing outside of tmp changes before WriteContainer, whose
+// Contents are staged in the repository's tmp directory while they stream by, as
+// the objects that they are expected to be. Nothing outside of tmp changes before WriteContainer, whose
 // commit point is the transaction's: the image's ref, written last. A process
 // that was killed leaves its whole layers to the next one of the same boot.
 type Import struct {
@@ -50,6 +49,9 @@ type Import struct {
 	repo  *Repo
 	opts  ImportOptions
 	stage *contentStage
+	// present is what the repository had when the layers came; WriteContainer
+	// looks again.
+	present *objectNames
 
 	// Rehashed is the number of contents that WriteContainer read again
 	// because their labels were not those that were expected.
@@ -90,7 +92,10 @@ func (r *Repo) NewImport(ctx context.Context, opts ImportOptions) (*Import, erro
 			return nil, err
 		}
 	}
-	return &Import{ctx: ctx, repo: r, opts: opts, stage: stage, layers: map[string]*savedLayer{}}, nil
+	return &Import{
+		ctx: ctx, repo: r, opts: opts, stage: stage, layers: map[string]*savedLayer{},
+		present: &objectNames{dir: r.objects, archive: r.mode == Archive},
+	}, nil
 }
 
 // Close ends the import. What was staged stays for the next import of this
@@ -189,7 +194,7 @@ func (im *Import) storedLayer(_, name string) (*savedLayer, bool) {
 	if commit, err := im.repo.ResolveRev(LayerRef(l.blob)); err == nil && commit == l.commit && im.hasObject(commit, object.TypeCommit) {
 		return l, true
 	}
-	return l, im.contentsExist(l, func(fstree.Digest) bool { return false })
+	return l, im.contentsExist(l, func(object.Checksum) bool { return false })
 }
 
 // stateLayer reads a layer's file from kedge's state directory.
@@ -224,7 +229,7 @@ func (im *Import) stateFile(name string) (*os.File, int64, error) {
 
 // contentsExist reports whether each content of a layer is staged or in an
 // object, and drops the records of objects that are not.
-func (im *Import) contentsExist(l *savedLayer, staged func(fstree.Digest) bool) bool {
+func (im *Import) contentsExist(l *savedLayer, staged func(object.Checksum) bool) bool {
 	var all records
 	all.add(l.records...)
 	all.sort()
@@ -232,13 +237,9 @@ func (im *Import) contentsExist(l *savedLayer, staged func(fstree.Digest) bool) 
 	for i := 0; i < len(all.list); {
 		group := all.of(all.list[i].content)
 		i += len(group)
-		if staged(group[0].content) {
-			kept = append(kept, group...)
-			continue
-		}
 		n := len(kept)
 		for _, r := range group {
-			if im.hasObject(r.object, object.TypeFile) {
+			if staged(r.object) || im.hasObject(r.object, object.TypeFile) {
 				kept = append(kept, r)
 			}
 		}
@@ -256,23 +257,26 @@ func (im *Import) OpenContent(d fstree.Digest) (io.ReadCloser, error) {
 	if d == fstree.EmptyDigest {
 		return noContent, nil
 	}
-	f, err := im.stage.open(d)
+	for _, r := range im.lookup(d) {
+		f, err := im.openRecord(r)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+	}
+	return nil, missingContent(d)
+}
+
+// openRecord opens the content of an object, staged or in the repository.
+func (im *Import) openRecord(r record) (io.ReadCloser, error) {
+	f, err := im.stage.open(r.object)
 	if err == nil {
 		return f, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	for _, r := range im.lookup(d) {
-		_, content, err := im.repo.OpenFile(r.object)
-		if err == nil {
-			return content, nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-	}
-	return nil, missingContent(d)
+	_, content, err := im.repo.OpenFile(r.object)
+	return content, err
 }
 
 func (im *Import) lookup(d fstree.Digest) []record {
@@ -286,8 +290,12 @@ func (im *Import) hasObject(c object.Checksum, t object.Type) bool {
 	return ok && err == nil
 }
 
-// inRepo reports whether a content is in the repository.
-func (im *Import) inRepo(d fstree.Digest) bool {
+// inRepo reports whether a content is in the repository: as the object that it
+// is expected to be, or as another.
+func (im *Import) inRepo(d fstree.Digest, expected object.Checksum) bool {
+	if ok, err := im.present.has(fileName(expected)); ok && err == nil {
+		return true
+	}
 	for _, r := range im.lookup(d) {
 		if im.hasObject(r.object, object.TypeFile) {
 			return true
@@ -320,40 +328,39 @@ type LayerImport struct {
 // same pass computes the object that the file will be if its label is as
 // expected.
 func (l *LayerImport) Put(path string, meta *fstree.Inode, r io.Reader) (fstree.Digest, error) {
-	header := l.header(path, meta)
-	sum := sha256.New()
-	sum.Write(header)
-	d, err := l.im.stage.put(l.im.ctx, r, meta, sum, l.im.inRepo)
+	n := l.expected(path, meta)
+	header := object.FileHeader(n.UID, n.GID, n.Mode, "", n.Xattrs)
+	d, sum, err := l.im.stage.put(l.im.ctx, r, n, header, l.im.inRepo)
 	if err != nil {
 		l.im.failed(err)
 		return d, err
 	}
-	l.im.guess(l, path, d)
+	rec := record{d, hashHeader(header), sum}
+	l.im.guess(l, path, rec)
 	if d != fstree.EmptyDigest {
-		l.records = append(l.records, record{d, hashHeader(header), object.Checksum(sum.Sum(nil))})
+		l.records = append(l.records, rec)
 	}
 	return d, nil
 }
 
-// header returns the file header that path will have if the policy is as
-// expected. Content objects of ostree layers have theirs already.
-func (l *LayerImport) header(path string, meta *fstree.Inode) []byte {
-	xattrs := meta.Xattrs
-	if !strings.HasPrefix(path, repoObjects+"/objects/") {
-		n := meta.WithMeta(nil)
-		l.shape.meta(n, "/"+shapedPath(path))
-		xattrs = n.Xattrs
+// expected returns the inode that path will have if the policy is as expected.
+// Content objects of ostree layers have theirs already.
+func (l *LayerImport) expected(path string, meta *fstree.Inode) *fstree.Inode {
+	if strings.HasPrefix(path, repoObjects+"/objects/") {
+		return meta
 	}
-	return object.FileHeader(meta.UID, meta.GID, meta.Mode, "", xattrs)
+	n := meta.WithMeta(nil)
+	l.shape.meta(n, "/"+shapedPath(path))
+	return n
 }
 
 // guess takes the policy that the image itself brings where there is none to
 // expect.
-func (im *Import) guess(l *LayerImport, path string, d fstree.Digest) {
+func (im *Import) guess(l *LayerImport, path string, r record) {
 	if l.shape.labels != nil {
 		return
 	}
-	if policy := l.policy.saw(path, d, im.OpenContent); policy != nil {
+	if policy := l.policy.saw(path, r, im.openRecord); policy != nil {
 		im.guessed.CompareAndSwap(nil, &policy)
 	}
 	if policy := im.guessed.Load(); policy != nil {

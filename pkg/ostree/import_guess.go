@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"strings"
 
-	"github.com/kedge-os/kedge/pkg/fstree"
 	"github.com/kedge-os/kedge/pkg/selinux"
 )
 
@@ -18,17 +17,17 @@ const policyDir = "etc/selinux/"
 // of a system, which has no policy of an earlier root. What is wrong with the
 // policy, Prepare will tell.
 type policyGuess struct {
-	files map[string]fstree.Digest
+	files map[string]record
 }
 
 // saw notes a file of the layer and returns the policy when it is complete: at
 // the first file behind it.
-func (g *policyGuess) saw(path string, d fstree.Digest, open OpenFunc) Labeler {
+func (g *policyGuess) saw(path string, r record, open func(record) (io.ReadCloser, error)) Labeler {
 	if strings.HasPrefix(path, policyDir) {
 		if g.files == nil {
-			g.files = map[string]fstree.Digest{}
+			g.files = map[string]record{}
 		}
-		g.files[path] = d
+		g.files[path] = r
 		return nil
 	}
 	if g.files == nil {
@@ -44,16 +43,16 @@ func (g *policyGuess) saw(path string, d fstree.Digest, open OpenFunc) Labeler {
 }
 
 type policyFileReader struct {
-	files map[string]fstree.Digest
-	open  OpenFunc
+	files map[string]record
+	open  func(record) (io.ReadCloser, error)
 }
 
 func (r policyFileReader) ReadFile(name string) ([]byte, error) {
-	d, ok := r.files[name]
+	rec, ok := r.files[name]
 	if !ok {
 		return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 	}
-	f, err := r.open(d)
+	f, err := r.open(rec)
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,8 @@ type objectSet struct {
 	headers  []fileHeader
 	headerOf map[headerKey]int32
 	byHash   map[headerHash]int32
-	list     []item // after seal: sorted, each once
+	list     []item  // after seal: sorted, each once
+	byObject []int32 // after index: in the list, in the order of the objects
 }
 
 // fileHeader is what precedes a content in the hash of its object; a system has
@@ -123,6 +124,21 @@ func (s *objectSet) checksum(n *fstree.Inode) object.Checksum {
 	return s.list[i].object
 }
 
+// index makes has possible, when the checksum of every item is known.
+func (s *objectSet) index() {
+	s.byObject = make([]int32, len(s.list))
+	for i := range s.list {
+		s.byObject[i] = int32(i)
+	}
+	slices.SortFunc(s.byObject, func(a, b int32) int { return s.list[a].object.Compare(s.list[b].object) })
+}
+
+// has reports whether an object is that of an item.
+func (s *objectSet) has(sum object.Checksum) bool {
+	_, ok := slices.BinarySearchFunc(s.byObject, sum, func(i int32, sum object.Checksum) int { return s.list[i].object.Compare(sum) })
+	return ok
+}
+
 // resolve finds the checksum of every item: from what was hashed when its
 // content came, or by reading the content again, on every processor.
 func (im *Import) resolve(ctx context.Context, s *objectSet) error {
@@ -182,8 +198,9 @@ func (im *Import) readContent(d fstree.Digest, w io.Writer) error {
 	return err
 }
 
-// materialise writes the items that the repository does not have. Items of the
-// same content are one unit of work, since they share a staged file.
+// materialise stages the items that the repository does not have and that were
+// not staged as what they are. Items of the same content are one unit of work,
+// since they share what was staged of it.
 func (im *Import) materialise(ctx context.Context, txn *Txn, s *objectSet) error {
 	var starts []int32 // in the list, of each content
 	for i := range s.list {
@@ -196,29 +213,65 @@ func (im *Import) materialise(ctx context.Context, txn *Txn, s *objectSet) error
 		if k+1 < len(starts) {
 			end = int(starts[k+1])
 		}
-		for i := int(starts[k]); i < end; i++ {
-			it := &s.list[i]
-			if err := im.writeItem(txn, it, s.headers[it.header].meta); err != nil {
-				return err
-			}
-		}
-		return nil
+		return im.writeItems(txn, s, s.list[starts[k]:end])
 	})
 }
 
-func (im *Import) writeItem(txn *Txn, it *item, meta *fstree.Inode) error {
-	if ok, err := txn.HasFile(it.object); ok || err != nil {
-		return err
+// writeItems stages the objects of one content.
+func (im *Import) writeItems(txn *Txn, s *objectSet, items []item) error {
+	var spare []record // what the content was staged as and is not
+	looked := false
+	for i := range items {
+		it := &items[i]
+		if ok, err := txn.HasFile(it.object); ok || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if !looked {
+			spare, looked = im.spare(items), true
+		}
+		n := s.headers[it.header].meta.WithMeta(func(c *fstree.Inode) { c.Size, c.Content = it.file.Size, it.content() })
+		if len(spare) > 0 {
+			if err := txn.renameFile(spare[0].object, it.object, n); err != nil {
+				return err
+			}
+			spare = spare[1:]
+			continue
+		}
+		if err := im.writeItem(txn, it, n); err != nil {
+			return err
+		}
 	}
-	n := meta.WithMeta(func(c *fstree.Inode) { c.Size, c.Content = it.file.Size, it.content() })
-	f, err := im.stage.open(it.content())
-	switch {
-	case err == nil:
-		defer f.Close()
-		_, err = txn.AdoptFile(f, n, it.object)
-		return err
-	case !errors.Is(err, fs.ErrNotExist):
-		return err
+	return nil
+}
+
+// spare returns the staged files with a content that are none of its objects.
+func (im *Import) spare(items []item) []record {
+	if im.repo.mode == Archive {
+		return nil
+	}
+	return slices.DeleteFunc(im.lookup(items[0].content()), func(r record) bool {
+		return slices.ContainsFunc(items, func(it item) bool { return it.object == r.object }) || !im.stage.has(r.object)
+	})
+}
+
+// writeItem copies what is staged, and hashes what the repository has of a
+// content once more.
+func (im *Import) writeItem(txn *Txn, it *item, n *fstree.Inode) error {
+	if im.repo.mode != Archive {
+		for _, r := range im.lookup(it.content()) {
+			f, err := im.stage.open(r.object)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return txn.copyFile(f, n, it.object)
+		}
 	}
 	r, err := im.OpenContent(it.content())
 	if err != nil {

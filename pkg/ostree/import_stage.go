@@ -10,26 +10,37 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
+	"github.com/kedge-os/kedge/pkg/ostree/object"
 )
 
-// contentStage keeps file contents by their sha256 until they become objects,
-// and the layers that brought them. It lives in the repository's tmp directory
-// as kedge-<boot id>: what was staged in this boot is still in the page cache
-// and needs no sync, what another boot left may be torn and is thrown away.
+// contentStage keeps file contents until they become objects, and the layers
+// that brought them. It lives in the repository's tmp directory as kedge-<boot
+// id>: what was staged in this boot is still in the page cache and needs no
+// sync, what another boot left may be torn and is thrown away.
 //
-//	content/xx/<62 hex>  the bytes; a file has this name only when it is whole
+// A content is kept as the object that it will be if its label is as expected,
+// with the object's metadata, so that nothing is left to do but to move it to
+// objects/. In an archive repository it is kept as it came.
+//
+//	objects/             as a transaction's staging directory, and used as one.
+//	                     A regular file .file is whole when its modification
+//	                     time is 0, which is set last.
 //	layers/sha256-<hex>  a savedLayer without commit
 type contentStage struct {
-	tmp, dir, lock *os.File
-	name           string
-	space          spaceBudget
+	repo      *Repo
+	dir, lock *os.File
+	objects   *staging
+	name      string
+	space     spaceBudget
+	writeback writeback
 }
 
 const (
@@ -41,7 +52,7 @@ const (
 // and removes those of other boots. A stage that another process works in is an
 // error of kind Busy.
 func (r *Repo) openContentStage() (*contentStage, error) {
-	s := &contentStage{tmp: r.tmp, name: stagePrefix + r.bootID}
+	s := &contentStage{repo: r, name: stagePrefix + r.bootID, writeback: writeback{repo: r}}
 	err := s.removeOthers()
 	if err == nil {
 		err = s.space.init(r)
@@ -63,19 +74,66 @@ func (r *Repo) openContentStage() (*contentStage, error) {
 }
 
 func (s *contentStage) init() (err error) {
-	if err := mkdirAt(s.tmp, s.name); err != nil {
+	if err := mkdirAt(s.repo.tmp, s.name); err != nil {
 		return err
 	}
-	if s.dir, err = openDirAt(s.tmp, s.name); err != nil {
+	if s.dir, err = openDirAt(s.repo.tmp, s.name); err != nil {
 		return err
 	}
-	for _, dir := range []string{"content", "layers"} {
+	for _, dir := range []string{"objects", "layers"} {
 		if err := mkdirAt(s.dir, dir); err != nil {
 			return err
 		}
 	}
+	objects, err := openDirAt(s.dir, "objects")
+	if err != nil {
+		return err
+	}
+	s.objects = &staging{dir: objects, private: true}
+	if err := s.sweep(); err != nil {
+		return err
+	}
 	// libostree removes what is a day old in tmp.
 	return setTimes(int(s.dir.Fd()), []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}})
+}
+
+// sweep removes what a process that was killed has not finished, and all that
+// can be made again from the layers' indexes.
+func (s *contentStage) sweep() error {
+	dirs, err := readDirNames(s.objects.dir, ".")
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if len(dir) != 2 {
+			if err := unlinkAt(s.objects.dir, dir); err != nil {
+				return err
+			}
+			continue
+		}
+		files, err := readDirNames(s.objects.dir, dir)
+		if err != nil {
+			return err
+		}
+		for _, file := range files {
+			if err := s.sweepFile(dir + "/" + file); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *contentStage) sweepFile(name string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(s.objects.dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &fs.PathError{Op: "stat", Path: name, Err: err}
+	}
+	whole := st.Mode&unix.S_IFMT == unix.S_IFREG && st.Mtim == unix.Timespec{} && strings.HasSuffix(name, "."+object.TypeFile.String())
+	if whole {
+		return nil
+	}
+	return unlinkAt(s.objects.dir, name)
 }
 
 func mkdirAt(dir *os.File, name string) error {
@@ -87,13 +145,13 @@ func mkdirAt(dir *os.File, name string) error {
 }
 
 func (s *contentStage) removeOthers() error {
-	names, err := readDirNames(s.tmp, ".")
+	names, err := readDirNames(s.repo.tmp, ".")
 	if err != nil {
 		return fmt.Errorf("look for old staging directories: %w", err)
 	}
 	for _, name := range names {
 		if strings.HasPrefix(name, stagePrefix) && name != s.name && name != s.name+lockSuffix {
-			if err := removeAllAt(s.tmp, name); err != nil {
+			if err := removeAllAt(s.repo.tmp, name); err != nil {
 				return fmt.Errorf("remove an old staging directory: %w", err)
 			}
 		}
@@ -103,68 +161,77 @@ func (s *contentStage) removeOthers() error {
 
 // close lets go of the stage; what is staged stays.
 func (s *contentStage) close() {
+	s.writeback.wait()
+	if s.objects != nil {
+		_ = s.objects.dir.Close()
+	}
 	if s.dir != nil {
 		_ = s.dir.Close()
 	}
 	// Who locks the file after this finds that it has no name any more.
-	_ = unlinkAt(s.tmp, s.name+lockSuffix)
+	_ = unlinkAt(s.repo.tmp, s.name+lockSuffix)
 	_ = s.lock.Close()
 }
 
 // clear removes everything that is staged.
 func (s *contentStage) clear() error {
-	if err := removeAllAt(s.tmp, s.name); err != nil {
+	if err := removeAllAt(s.repo.tmp, s.name); err != nil {
 		return fmt.Errorf("remove the staging directory: %w", err)
 	}
 	return nil
 }
 
-func contentPath(d fstree.Digest) string {
-	hex := d.String()
-	return "content/" + hex[:2] + "/" + hex[2:]
-}
+// path returns where the content of an object is staged.
+func (s *contentStage) path(sum object.Checksum) string { return fileName(sum).Path(false) }
 
-func (s *contentStage) has(d fstree.Digest) bool {
-	ok, err := existsAt(s.dir, contentPath(d))
+func (s *contentStage) has(sum object.Checksum) bool {
+	ok, err := existsAt(s.objects.dir, s.path(sum))
 	return ok && err == nil
 }
 
-func (s *contentStage) open(d fstree.Digest) (*os.File, error) {
-	return openAt(s.dir, contentPath(d), unix.O_RDONLY, 0)
+func (s *contentStage) open(sum object.Checksum) (*os.File, error) {
+	return openAt(s.objects.dir, s.path(sum), unix.O_RDONLY, 0)
 }
 
-// put stages the n.Size bytes that r has, reading them once, and returns their
-// sha256. Every byte also goes into also. A content that is staged already, or
-// for which known says so, is not kept twice.
-func (s *contentStage) put(ctx context.Context, r io.Reader, n *fstree.Inode, also hash.Hash, known func(fstree.Digest) bool) (d fstree.Digest, err error) {
+// put stages the n.Size bytes that r has, reading them once, as the object that
+// n and the header, which n has, make of them. It returns their sha256 and the
+// object's checksum. A content that is staged already as that object, or for
+// which known says so, is not kept twice.
+func (s *contentStage) put(ctx context.Context, r io.Reader, n *fstree.Inode, header []byte, known func(fstree.Digest, object.Checksum) bool) (d fstree.Digest, sum object.Checksum, err error) {
 	buf := copyBuffers.Get().(*[copyBuffer]byte)
 	defer copyBuffers.Put(buf)
-	sum := sha256.New()
-	if n.Size < copyBuffer {
-		k, err := readAll(r, buf[:n.Size+1])
-		if err != nil {
-			return d, err
-		}
-		if int64(k) != n.Size {
-			return d, wrongSize(n)
-		}
-		sum.Write(buf[:k])
-		also.Write(buf[:k])
-		sum.Sum(d[:0])
-		if n.Size == 0 || s.has(d) || known(d) {
-			return d, nil
-		}
-		return d, s.write(d, buf[:k])
+	content, whole := sha256.New(), sha256.New()
+	whole.Write(header)
+	if n.Size >= copyBuffer {
+		return s.putLarge(ctx, r, n, buf[:], content, whole, known)
 	}
+	k, err := readAll(r, buf[:n.Size+1])
+	if err != nil {
+		return d, sum, err
+	}
+	if int64(k) != n.Size {
+		return d, sum, wrongSize(n)
+	}
+	content.Write(buf[:k])
+	whole.Write(buf[:k])
+	content.Sum(d[:0])
+	whole.Sum(sum[:0])
+	if n.Size == 0 || known(d, sum) {
+		return d, sum, nil
+	}
+	return d, sum, s.write(sum, n, buf[:k])
+}
+
+func (s *contentStage) putLarge(ctx context.Context, r io.Reader, n *fstree.Inode, buf []byte, content, whole hash.Hash, known func(fstree.Digest, object.Checksum) bool) (d fstree.Digest, sum object.Checksum, err error) {
 	if err := s.space.take(n.Size); err != nil {
-		return d, err
+		return d, sum, err
 	}
 	f, err := newTemp(s.dir, 0o600)
 	if err != nil {
-		return d, err
+		return d, sum, err
 	}
 	defer f.discard()
-	k, err := copyHashed(ctx, sparseWriter{f.File}, r, n.Size, buf[:], sum, also)
+	k, err := copyHashed(ctx, sparseWriter{f.File}, r, n.Size, buf, content, whole)
 	if err == nil && k != n.Size {
 		err = wrongSize(n)
 	}
@@ -172,46 +239,84 @@ func (s *contentStage) put(ctx context.Context, r io.Reader, n *fstree.Inode, al
 		err = f.Truncate(n.Size)
 	}
 	if err != nil {
-		return d, err
+		return d, sum, err
 	}
-	sum.Sum(d[:0])
-	if s.has(d) || known(d) {
+	content.Sum(d[:0])
+	whole.Sum(sum[:0])
+	if known(d, sum) {
 		s.space.give(n.Size)
-		return d, nil
+		return d, sum, nil
 	}
-	// Begin to write it back, so that the transaction's sync finds less to do.
-	_ = unix.SyncFileRange(f.fd(), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
-	return d, s.link(f, contentPath(d))
+	if err := s.finish(f, n); err != nil {
+		return d, sum, err
+	}
+	if err := s.objects.ensureDir(sum); err != nil {
+		return d, sum, err
+	}
+	if err := f.link(s.objects.dir, s.path(sum)); err != nil && !errors.Is(err, fs.ErrExist) {
+		return d, sum, fmt.Errorf("write to the staging directory: %w", err)
+	}
+	s.writeback.add(n.Size)
+	return d, sum, nil
 }
 
-func (s *contentStage) write(d fstree.Digest, content []byte) error {
-	if err := s.space.take(int64(len(content)) + 4096); err != nil {
+// write stages a small content. That it is there already is fine: somebody else
+// writes the same.
+func (s *contentStage) write(sum object.Checksum, n *fstree.Inode, content []byte) error {
+	if err := s.space.take(n.Size + 4096); err != nil {
 		return err
 	}
-	f, err := newTemp(s.dir, 0o600)
+	f, err := s.objects.create(sum, s.path(sum), 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		s.space.give(n.Size + 4096)
+		return nil
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("write to the staging directory: %w", err)
 	}
 	defer f.discard()
 	if _, err := f.Write(content); err != nil {
 		return fmt.Errorf("write to the staging directory: %w", err)
 	}
-	return s.link(f, contentPath(d))
+	if err := s.finish(f, n); err != nil {
+		return err
+	}
+	s.writeback.add(n.Size)
+	return f.link(s.objects.dir, s.path(sum))
 }
 
-// link gives a whole file its name; somebody else having done so is fine.
-func (s *contentStage) link(f *temp, name string) error {
-	err := f.link(s.dir, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = mkdirAt(s.dir, path.Dir(name)); err == nil {
-			err = f.link(s.dir, name)
-		}
+// finish marks a staged file as whole.
+func (s *contentStage) finish(f *temp, n *fstree.Inode) error {
+	if s.repo.mode == Archive {
+		return setTimes(f.fd(), epoch)
 	}
-	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("write to the staging directory: %w", err)
-	}
-	return nil
+	return s.repo.finishFile(f.fd(), n)
 }
+
+// writeback begins to write to disk what is staged while more arrives, so that
+// the transaction's sync finds less to do.
+type writeback struct {
+	repo    *Repo
+	dirty   atomic.Int64 // bytes since the last time
+	running atomic.Bool
+	wg      sync.WaitGroup
+}
+
+// writebackEvery is how much is staged between two times.
+const writebackEvery = 64 << 20
+
+func (w *writeback) add(n int64) {
+	if w.dirty.Add(n) < writebackEvery || !w.running.CompareAndSwap(false, true) {
+		return
+	}
+	w.dirty.Store(0)
+	w.wg.Go(func() {
+		_ = w.repo.syncfs() // the transaction's sync tells of what is wrong
+		w.running.Store(false)
+	})
+}
+
+func (w *writeback) wait() { w.wg.Wait() }
 
 // maxLayerFile bounds a savedLayer's file: ten million entries.
 const maxLayerFile = 4 << 30

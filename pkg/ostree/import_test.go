@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -24,11 +25,23 @@ func policyImage(t *testing.T) *testImage {
 	return newImage(t, append(policyFiles(), baseLayer()...), derivedLayer())
 }
 
+// twins are files of one content under several headers, some of them alike.
+func twins() (list []ent) {
+	for i, mode := range []int64{0o600, 0o640, 0o644, 0o755, 0o644} {
+		name := "usr/share/twin" + strconv.Itoa(i)
+		list = append(list, ent{name: name, mode: mode, data: "the same"}, ent{name: name + "big", mode: mode, data: strings.Repeat("the same", 50_000)})
+	}
+	return append(list, ent{name: "usr/bin/twin", data: "the same", uid: 7})
+}
+
+var wrongLabels = labelFunc(func(string, uint32) (string, bool) { return "system_u:object_r:wrong_t:s0", true })
+
 // TestSpeculation imports an image with a right guess, a wrong one and none,
-// and wants the same commit each time.
+// and wants the same commit each time, and nothing but what it needs.
 func TestSpeculation(t *testing.T) {
+	lab.Need(t, "ostree")
 	lab.NeedRoot(t)
-	img := policyImage(t)
+	img := newImage(t, append(policyFiles(), append(baseLayer(), twins()...)...), derivedLayer())
 	var policy Labeler
 	want, _ := img.importInto(t, importRepo(t, Bare), ImportOptions{Version: "1"}, map[string]*fstree.Layer{}, "oci:/x:t")
 	for _, guess := range []string{"none", "right", "wrong"} {
@@ -37,7 +50,7 @@ func TestSpeculation(t *testing.T) {
 		case "right":
 			opts.Speculative = policy
 		case "wrong":
-			opts.Speculative = labelFunc(func(string, uint32) (string, bool) { return "system_u:object_r:wrong_t:s0", true })
+			opts.Speculative = wrongLabels
 		}
 		r := importRepo(t, Bare)
 		im, err := r.NewImport(t.Context(), opts)
@@ -63,6 +76,71 @@ func TestSpeculation(t *testing.T) {
 			t.Errorf("with the guess %s %d contents of %d were hashed again", guess, got, all)
 		}
 		_ = im.Close()
+		wantTidy(t, r)
+	}
+}
+
+// TestNoPolicyAfterAll expects labels, and gets an image that brings none.
+func TestNoPolicyAfterAll(t *testing.T) {
+	lab.Need(t, "ostree")
+	lab.NeedRoot(t)
+	img := newImage(t, append(baseLayer(), twins()...))
+	want, _ := img.importInto(t, importRepo(t, Bare), ImportOptions{}, map[string]*fstree.Layer{}, "oci:/x:t")
+	for _, mode := range []Mode{Bare, BareUser, Archive} {
+		r := importRepo(t, mode)
+		if got, _ := img.importInto(t, r, ImportOptions{Speculative: wrongLabels}, map[string]*fstree.Layer{}, "oci:/x:t"); got != want {
+			t.Errorf("%s: commit %s, expected %s", mode, got, want)
+		}
+		wantTidy(t, r)
+	}
+}
+
+// wantTidy wants a sound repository with nothing in it that nobody needs.
+func wantTidy(t *testing.T, r *Repo) {
+	t.Helper()
+	runTool(t, "ostree", "fsck", "--repo="+r.Path())
+	res, err := r.Prune(t.Context(), PruneOptions{Depth: -1, DryRun: true})
+	if err != nil || res.Pruned != 0 {
+		t.Errorf("%d of %d objects are needed by nothing, %v", res.Pruned, res.Total, err)
+	}
+	if names, err := readDirNames(r.tmp, "."); err != nil || len(names) != 1 {
+		t.Errorf("tmp has %v, %v; expected cache alone", names, err)
+	}
+}
+
+// TestTornContent leaves a stage as a kill in the middle of a write, or of a
+// change of metadata, would: the layer is fetched again, and nothing of it stays.
+func TestTornContent(t *testing.T) {
+	lab.Need(t, "ostree")
+	lab.NeedRoot(t)
+	img := newImage(t, baseLayer())
+	for what, tear := range map[string]func(*os.File) error{
+		"cut": func(f *os.File) error { return f.Truncate(1) },
+		"relabelled": func(f *os.File) error {
+			now := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
+			return errors.Join(setTimes(int(f.Fd()), now), f.Chmod(0o111))
+		},
+	} {
+		r, cache := importRepo(t, Bare), map[string]*fstree.Layer{}
+		im, err := r.NewImport(t.Context(), ImportOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tree, _, _ := img.take(t, im, cache)
+		for _, rec := range im.lookup(tree.Lookup("usr/share/big").Content) {
+			f, err := openAt(im.stage.objects.dir, im.stage.path(rec.object), unix.O_RDWR, 0)
+			if err == nil {
+				err = errors.Join(tear(f), f.Close())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		im.stage.close()
+		if _, n := img.importInto(t, r, ImportOptions{}, cache, "oci:/x:t"); n != 1 {
+			t.Errorf("%s: %d layers fetched, expected the torn one", what, n)
+		}
+		wantTidy(t, r)
 	}
 }
 
@@ -214,8 +292,10 @@ func TestMissingContent(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone := tree.Lookup("usr/share/big").Content
-	if err := unlinkAt(im.stage.dir, contentPath(gone)); err != nil {
-		t.Fatal(err)
+	for _, r := range im.lookup(gone) {
+		if err := unlinkAt(im.stage.objects.dir, im.stage.path(r.object)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	_, err = im.WriteContainer(t.Context(), img.container("oci:/x:t", p, layers))
 	wantKind(t, err, fault.Corrupt)
@@ -257,6 +337,9 @@ func TestUnsortedObject(t *testing.T) {
 	}
 	n := &fstree.Inode{Mode: unix.S_IFREG | 0o644, Size: 3}
 	if n.Content, err = w.Put("sysroot/ostree/repo/objects/aa/bb.file", n, strings.NewReader("abc")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Commit([]byte("index")); err != nil {
 		t.Fatal(err)
 	}
 	txn, err := r.Txn(t.Context())

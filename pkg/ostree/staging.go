@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,40 @@ type staging struct {
 	dir  *os.File
 	lock *os.File
 	name string
+	made [256]atomic.Bool // the subdirectories
+	// private is the staging directory of an Import, which opens and removes
+	// it and alone continues it. Files get their names in it before they are
+	// whole (contentStage says how a whole one is told).
+	private bool
+}
+
+// ensureDir makes the subdirectory for an object's path.
+func (s *staging) ensureDir(sum Checksum) error {
+	made := &s.made[sum[0]]
+	if made.Load() {
+		return nil
+	}
+	if err := unix.Mkdirat(int(s.dir.Fd()), hexByte(sum[0]), 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("make a staging directory: %w", err)
+	}
+	made.Store(true)
+	return nil
+}
+
+// create makes the file of an object that is about to be written. In a private
+// staging directory one that exists is fs.ErrExist.
+func (s *staging) create(sum Checksum, path string, perm uint32) (*temp, error) {
+	if !s.private {
+		return newTemp(s.dir, perm)
+	}
+	if err := s.ensureDir(sum); err != nil {
+		return nil, err
+	}
+	f, err := openAt(s.dir, path, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, perm)
+	if err != nil {
+		return nil, err
+	}
+	return &temp{File: f, dir: s.dir, name: path}, nil
 }
 
 const stagingPrefix = "staging-"

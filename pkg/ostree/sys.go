@@ -123,8 +123,9 @@ func readDirNames(dir *os.File, name string) ([]string, error) {
 	return names, err
 }
 
-// temp is a file that has no name until it is linked; where the file system
-// has no O_TMPFILE, it has a random one that discard takes away.
+// temp is a file that has no name until it is linked, or one that discard takes
+// away until then: the final one, or a random one where the file system has no
+// O_TMPFILE.
 type temp struct {
 	*os.File
 	dir  *os.File
@@ -153,6 +154,10 @@ func (t *temp) fd() int { return int(t.Fd()) }
 // fs.ErrExist.
 func (t *temp) link(dir *os.File, name string) error {
 	var err error
+	if t.name == name && t.dir == dir {
+		t.name = ""
+		return nil
+	}
 	if t.name != "" {
 		err = unix.Renameat2(int(t.dir.Fd()), t.name, int(dir.Fd()), name, unix.RENAME_NOREPLACE)
 		if err == nil {

@@ -139,7 +139,7 @@ func (w *treeWriter) dir(n *fstree.Inode, depth int) (dirtree, dirmeta Checksum,
 	if sum, ok := w.metas[key]; ok {
 		return dirtree, sum, nil
 	}
-	dirmeta, err = w.txn.PutMeta(object.TypeDirmeta, object.EncodeDirmeta(n.UID, n.GID, n.Mode, w.txn.xattrs(n)))
+	dirmeta, err = w.txn.PutMeta(object.TypeDirmeta, object.EncodeDirmeta(n.UID, n.GID, n.Mode, w.txn.repo.xattrs(n)))
 	w.metas[key] = dirmeta
 	return dirtree, dirmeta, err
 }

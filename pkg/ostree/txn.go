@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -24,15 +25,17 @@ type Txn struct {
 	ctx     context.Context
 	lock    *os.File
 	stage   *staging
-	madeDir [256]atomic.Bool // subdirectories of the staging directory
+	present *objectNames // in the repository
+	staged  *objectNames // when the transaction began
 	space   spaceBudget
 	done    bool
-
-	adopting [64]sync.Mutex // by inode number
+	// files are the file objects to be moved beside those that were put; nil
+	// means all that are staged.
+	files func(Checksum) bool
 
 	mu   sync.Mutex
 	refs []refUpdate
-	meta map[Checksum]bool // metadata objects written or seen, to spare system calls
+	put  ObjectSet // written by this transaction
 	// commits are those of this transaction. An abandoned one may have left
 	// others in the staging directory, whose objects can have been pruned since.
 	commits map[Checksum]bool
@@ -52,12 +55,19 @@ func (r *Repo) Txn(ctx context.Context) (*Txn, error) {
 	if err := r.checkWritable(); err != nil {
 		return nil, err
 	}
+	return r.newTxn(ctx, r.openStaging)
+}
+
+// newTxn starts a transaction in the staging directory that open returns.
+func (r *Repo) newTxn(ctx context.Context, open func() (*staging, error)) (*Txn, error) {
 	lock, err := r.lock(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	t := &Txn{repo: r, ctx: ctx, lock: lock, meta: make(map[Checksum]bool), commits: make(map[Checksum]bool)}
-	if t.stage, err = r.openStaging(); err == nil {
+	t := &Txn{repo: r, ctx: ctx, lock: lock, put: make(ObjectSet), commits: make(map[Checksum]bool)}
+	if t.stage, err = open(); err == nil {
+		t.present = &objectNames{dir: r.objects, archive: r.mode == Archive}
+		t.staged = &objectNames{dir: t.stage.dir, archive: r.mode == Archive}
 		err = t.space.init(r)
 	}
 	if err != nil {
@@ -101,7 +111,7 @@ func (t *Txn) Abort() error {
 	}
 	t.done = true
 	defer t.unlock()
-	if t.stage == nil {
+	if t.stage == nil || t.stage.private {
 		return nil
 	}
 	if t.space.short.Load() {
@@ -147,7 +157,9 @@ func (t *Txn) Commit() error {
 	defer t.unlock()
 	// What follows the commit point cannot fail the transaction; the next one
 	// cleans up what is left.
-	_ = t.repo.removeStaging(t.stage)
+	if !t.stage.private {
+		_ = t.repo.removeStaging(t.stage)
+	}
 	_ = t.repo.CleanTmp(false)
 	_ = setTimes(int(t.repo.dir.Fd()), nil) // libostree reloads its caches by this time stamp
 	return nil
@@ -169,20 +181,21 @@ func (t *Txn) commit() error {
 			return err
 		}
 	}
-	for _, commits := range []bool{false, true} {
-		moved := 0
-		for _, dir := range dirs {
-			n, err := t.moveDir(dir, commits)
-			if err != nil {
-				return fmt.Errorf("move objects into place: %w", err)
-			}
-			moved += n
+	moved := 0
+	for _, dir := range dirs {
+		n, err := t.moveDir(dir)
+		if err != nil {
+			return fmt.Errorf("move objects into place: %w", err)
 		}
-		if moved > 0 {
-			if err := t.repo.syncfs(); err != nil {
-				return err
-			}
+		moved += n
+	}
+	if moved > 0 {
+		if err := t.repo.syncfs(); err != nil {
+			return err
 		}
+	}
+	if err := t.moveCommits(); err != nil {
+		return fmt.Errorf("move commits into place: %w", err)
 	}
 	for _, u := range t.refs {
 		if u.target.IsZero() {
@@ -216,39 +229,92 @@ func (t *Txn) stagedDirs() ([]string, error) {
 	return slices.DeleteFunc(names, func(name string) bool { return len(name) != 2 }), err
 }
 
-func (t *Txn) moveDir(name string, commits bool) (moved int, err error) {
+// moveDir moves what is staged in a subdirectory, but for commits. Where
+// objects/ has none of that name it moves it as a whole.
+func (t *Txn) moveDir(name string) (moved int, err error) {
 	src, err := openDirAt(t.stage.dir, name)
 	if err != nil {
 		return 0, err
 	}
 	defer src.Close()
-	files, err := src.Readdirnames(-1)
+	all, err := src.Readdirnames(-1)
 	if err != nil {
 		return 0, err
 	}
-	var dst *os.File
+	files := slices.DeleteFunc(slices.Clone(all), func(file string) bool { return !t.moves(name, file) })
+	if len(files) == 0 {
+		return 0, nil
+	}
+	if len(files) == len(all) {
+		err := unix.Renameat2(int(t.stage.dir.Fd()), name, int(t.repo.objects.Fd()), name, unix.RENAME_NOREPLACE)
+		if err == nil {
+			return len(files), nil
+		}
+		if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EINVAL) {
+			return 0, &os.PathError{Op: "rename", Path: name, Err: err}
+		}
+	}
+	dst, err := t.repo.objectDir(name)
+	if err != nil {
+		return 0, err
+	}
+	defer dst.Close()
 	for _, file := range files {
-		n, ok := object.ParsePath(name, file, t.repo.mode == Archive)
-		if !ok || (n.Type == object.TypeCommit) != commits || commits && !t.commits[n.Checksum] {
-			continue
-		}
-		if dst == nil {
-			if dst, err = t.repo.objectDir(name); err != nil {
-				return moved, err
-			}
-			defer dst.Close()
-		}
-		if err := moveObject(src, dst, file, n.Type == object.TypeCommitMeta); err != nil {
+		if err := moveObject(src, dst, file, strings.HasSuffix(file, "."+object.TypeCommitMeta.String())); err != nil {
 			return moved, err
-		}
-		if commits { // it is here again: nothing must say that it was deleted
-			if err := unlinkAt(t.repo.objects, object.Name{Checksum: n.Checksum, Type: object.TypeTombstoneCommit}.Path(false)); err != nil {
-				return moved, err
-			}
 		}
 		moved++
 	}
 	return moved, nil
+}
+
+// moves reports whether a staged file is an object of this transaction.
+func (t *Txn) moves(dir, file string) bool {
+	n, ok := object.ParsePath(dir, file, t.repo.mode == Archive)
+	switch {
+	case !ok || n.Type == object.TypeCommit:
+		return false
+	case n.Type != object.TypeFile || t.files == nil:
+		return true
+	}
+	return t.put.Has(n) || t.files(n.Checksum)
+}
+
+// moveCommits moves the commits, last of all objects.
+func (t *Txn) moveCommits() error {
+	moved := 0
+	for sum := range t.commits {
+		n := object.Name{Checksum: sum, Type: object.TypeCommit}
+		dst, err := t.repo.objectDir(hexByte(sum[0]))
+		if err != nil {
+			return err
+		}
+		src, err := openDirAt(t.stage.dir, hexByte(sum[0]))
+		if errors.Is(err, fs.ErrNotExist) { // nothing but commits that the repository has
+			_ = dst.Close()
+			continue
+		}
+		if err == nil {
+			err = moveObject(src, dst, n.Path(false)[3:], false)
+			_ = src.Close()
+		}
+		_ = dst.Close()
+		if errors.Is(err, unix.ENOENT) { // the repository has it
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		moved++
+		// It is here again: nothing must say that it was deleted.
+		if err := unlinkAt(t.repo.objects, object.Name{Checksum: sum, Type: object.TypeTombstoneCommit}.Path(false)); err != nil {
+			return err
+		}
+	}
+	if moved == 0 {
+		return nil
+	}
+	return t.repo.syncfs()
 }
 
 // moveObject keeps an object that is there already, with its inode, since both
@@ -283,38 +349,24 @@ func (r *Repo) objectDir(name string) (*os.File, error) {
 }
 
 // has reports whether an object is in the repository or staged.
-func (t *Txn) has(path string) (bool, error) {
-	if ok, err := existsAt(t.repo.objects, path); ok || err != nil {
+func (t *Txn) has(n object.Name) (bool, error) {
+	t.mu.Lock()
+	put := t.put.Has(n)
+	t.mu.Unlock()
+	if put {
+		return true, nil
+	}
+	if ok, err := t.present.has(n); ok || err != nil {
 		return ok, err
 	}
-	if !t.madeDir[hexByte(path)].Load() {
-		// The staging directory may come from an earlier process.
-		if ok, err := existsAt(t.stage.dir, path[:2]); !ok || err != nil {
-			return false, err
-		}
-		t.madeDir[hexByte(path)].Store(true)
-	}
-	return existsAt(t.stage.dir, path)
+	return t.staged.has(n)
 }
 
-// ensureDir makes the subdirectory of the staging directory for a path.
-func (t *Txn) ensureDir(path string) error {
-	b := hexByte(path)
-	if t.madeDir[b].Load() {
-		return nil
-	}
-	if err := unix.Mkdirat(int(t.stage.dir.Fd()), path[:2], 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("make a staging directory: %w", err)
-	}
-	t.madeDir[b].Store(true)
-	return nil
-}
-
-const hexDigits = "0123456789abcdef"
-
-// hexByte returns the number in the first two characters of an object's path.
-func hexByte(path string) byte {
-	return byte(strings.IndexByte(hexDigits, path[0])<<4 | strings.IndexByte(hexDigits, path[1]))
+// wrote notes an object that is staged now.
+func (t *Txn) wrote(n object.Name) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.put.add(n)
 }
 
 // spaceBudget is how much a transaction may still write before the file system

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -83,7 +82,7 @@ func TestAbortKeepsTheStagingDirectoryOfThisBoot(t *testing.T) {
 	if txn.stage.name != left[0] {
 		t.Errorf("the next transaction uses %s, want %s", txn.stage.name, left[0])
 	}
-	if ok := must[bool](t)(txn.has(object.Name{Checksum: c, Type: object.TypeCommit}.Path(false))); !ok {
+	if ok := must[bool](t)(txn.has(object.Name{Checksum: c, Type: object.TypeCommit})); !ok {
 		t.Error("the next transaction does not see what was staged")
 	}
 	if again := putCommit(t, txn, "kept"); again != c {
@@ -379,62 +378,6 @@ func TestRefsAreSetMovedAliasedAndDeleted(t *testing.T) {
 	}
 	if _, err := r.ResolveRev("os/one^"); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("parent of a commit without one: %v, want an error of kind NotFound", err)
-	}
-}
-
-func TestAdoptFile(t *testing.T) {
-	lab.NeedRoot(t)
-	for _, mode := range []Mode{Bare, BareUser, Archive} {
-		t.Run(mode.String(), func(t *testing.T) {
-			r, path := emptyRepo(t, mode)
-			txn := must[*Txn](t)(r.Txn(context.Background()))
-			defer func() { _ = txn.Abort() }()
-			content := strings.Repeat("staged content ", 100_000)
-			name := filepath.Join(path, "tmp", "kedge-staged")
-			check(t, os.WriteFile(name, []byte(content), 0o600), unix.Setxattr(name, "user.stale", []byte("x"), 0))
-			tree := fstree.New()
-			var wg sync.WaitGroup
-			for i := range uint32(8) { // one content under several headers at once
-				wg.Go(func() {
-					f, err := os.Open(name)
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					defer f.Close()
-					n := &fstree.Inode{Mode: unix.S_IFREG | 0o640, UID: i / 2, Size: int64(len(content))}
-					want, err := fileSum(txn, n, content)
-					if err != nil {
-						t.Error(err)
-					}
-					known := want
-					if i%2 == 0 {
-						known = Checksum{}
-					}
-					got, err := txn.AdoptFile(f, n, known)
-					if err != nil || got != want {
-						t.Errorf("AdoptFile as user %d: %s, %v; want %s", i/2, got, err, want)
-					}
-				})
-			}
-			wg.Wait()
-			if data := must[[]byte](t)(os.ReadFile(name)); string(data) != content {
-				t.Error("the staged content is not what it was")
-			}
-			check(t, txn.Commit())
-			count := 0
-			check(t, r.Objects(context.Background(), func(n object.Name) error {
-				count++
-				sum, err := r.hashFile(context.Background(), tree, n.Checksum)
-				if sum != n.Checksum {
-					t.Errorf("object %s has the checksum %s", n, sum)
-				}
-				return err
-			}))
-			if count != 4 {
-				t.Errorf("%d objects, want 4", count)
-			}
-		})
 	}
 }
 

@@ -35,20 +35,13 @@ func (t *Txn) PutMeta(typ object.Type, data []byte) (Checksum, error) {
 	if !typ.IsMeta() || len(data) > object.MaxMetadata {
 		return sum, fmt.Errorf("write %s.%s: %d bytes of no metadata object", sum, typ, len(data))
 	}
-	t.mu.Lock()
-	seen := t.meta[sum]
-	t.mu.Unlock()
-	if seen {
-		return sum, nil
-	}
 	n := object.Name{Checksum: sum, Type: typ}
 	if err := t.putNamed(n, data, false); err != nil {
 		return sum, err
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.meta[sum] = true
 	if typ == object.TypeCommit {
+		t.mu.Lock()
+		defer t.mu.Unlock()
 		t.commits[sum] = true
 	}
 	return sum, nil
@@ -72,12 +65,18 @@ func (t *Txn) putNamed(n object.Name, data []byte, replace bool) (err error) {
 		}
 	}()
 	path := n.Path(t.repo.mode == Archive)
-	if !replace {
-		if ok, err := t.has(path); ok || err != nil {
-			return err
-		}
+	if replace {
+		err = unlinkAt(t.stage.dir, path)
+	} else if ok, err := t.has(n); ok || err != nil {
+		return err
 	}
-	tmp, err := newTemp(t.stage.dir, 0o644)
+	if err != nil {
+		return err
+	}
+	tmp, err := t.stage.create(n.Checksum, path, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -88,12 +87,7 @@ func (t *Txn) putNamed(n object.Name, data []byte, replace bool) (err error) {
 	if err := unix.Fchmod(tmp.fd(), 0o644); err != nil {
 		return err
 	}
-	if replace {
-		if err := unlinkAt(t.stage.dir, path); err != nil {
-			return err
-		}
-	}
-	return t.linkObject(tmp, path)
+	return t.linkObject(tmp, n)
 }
 
 // failed notes that the disk is full, so that Abort gives the space back.
@@ -106,8 +100,8 @@ func (t *Txn) failed(what string, err error) error {
 
 // linkObject gives a finished file its name in the staging directory. That it
 // exists there already is fine: it is the same.
-func (t *Txn) linkObject(tmp *temp, path string) error {
-	if err := t.ensureDir(path); err != nil {
+func (t *Txn) linkObject(tmp *temp, n object.Name) error {
+	if err := t.stage.ensureDir(n.Checksum); err != nil {
 		return err
 	}
 	if t.repo.config.Bool("core", "per-object-fsync", false) {
@@ -115,9 +109,10 @@ func (t *Txn) linkObject(tmp *temp, path string) error {
 			return err
 		}
 	}
-	if err := tmp.link(t.stage.dir, path); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := tmp.link(t.stage.dir, n.Path(t.repo.mode == Archive)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	t.wrote(n)
 	return nil
 }
 
@@ -152,16 +147,16 @@ func (t *Txn) fileHeader(n *fstree.Inode) ([]byte, error) {
 		if err := object.CheckTarget(n.Target); err != nil {
 			return nil, err
 		}
-		return object.FileHeader(n.UID, n.GID, n.Mode, n.Target, t.xattrs(n)), nil
+		return object.FileHeader(n.UID, n.GID, n.Mode, n.Target, t.repo.xattrs(n)), nil
 	case n.IsRegular():
-		return object.FileHeader(n.UID, n.GID, n.Mode, "", t.xattrs(n)), nil
+		return object.FileHeader(n.UID, n.GID, n.Mode, "", t.repo.xattrs(n)), nil
 	}
 	return nil, fmt.Errorf("a file of the mode %#o: %w", n.Mode, ErrFileType)
 }
 
 // xattrs returns the attributes that n's object gets.
-func (t *Txn) xattrs(n *fstree.Inode) *fstree.Xattrs {
-	if t.repo.mode != Bare {
+func (r *Repo) xattrs(n *fstree.Inode) *fstree.Xattrs {
+	if r.mode != Bare {
 		return n.Xattrs
 	}
 	return withoutEmpty(n.Xattrs)
@@ -183,20 +178,22 @@ func withoutEmpty(x *fstree.Xattrs) *fstree.Xattrs {
 	return x
 }
 
-func (t *Txn) filePath(sum Checksum) string {
-	return object.Name{Checksum: sum, Type: object.TypeFile}.Path(t.repo.mode == Archive)
-}
+func fileName(sum Checksum) object.Name { return object.Name{Checksum: sum, Type: object.TypeFile} }
+
+func (t *Txn) filePath(sum Checksum) string { return fileName(sum).Path(t.repo.mode == Archive) }
 
 func (t *Txn) putSymlink(n *fstree.Inode, header []byte) (Checksum, error) {
 	sum := Checksum(sha256.Sum256(header))
-	path := t.filePath(sum)
-	if ok, err := t.has(path); ok || err != nil {
+	if ok, err := t.has(fileName(sum)); ok || err != nil {
 		return sum, err
 	}
 	if t.repo.mode == Bare {
-		return sum, t.makeSymlink(n, path)
+		return sum, t.makeSymlink(n, sum)
 	}
-	tmp, err := newTemp(t.stage.dir, 0o644)
+	tmp, err := t.stage.create(sum, t.filePath(sum), 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return sum, nil
+	}
 	if err != nil {
 		return sum, err
 	}
@@ -204,40 +201,48 @@ func (t *Txn) putSymlink(n *fstree.Inode, header []byte) (Checksum, error) {
 	if t.repo.mode == Archive {
 		err = writeArchive(tmp, n, nil)
 	} else if _, err = tmp.WriteString(n.Target + "\x00"); err == nil {
-		err = t.finishFile(tmp, n)
+		err = t.repo.finishFile(tmp.fd(), n)
 	}
 	if err != nil {
 		return sum, err
 	}
-	return sum, t.linkObject(tmp, path)
+	return sum, t.linkObject(tmp, fileName(sum))
 }
 
 // makeSymlink makes a real symlink under a temporary name, since it has no
 // other place for owner and xattrs before it is complete.
-func (t *Txn) makeSymlink(n *fstree.Inode, path string) error {
-	if err := t.ensureDir(path); err != nil {
+func (t *Txn) makeSymlink(n *fstree.Inode, sum Checksum) error {
+	if err := t.stage.ensureDir(sum); err != nil {
 		return err
 	}
-	dirfd := int(t.stage.dir.Fd())
-	tmp := ".tmp-" + randomName()
+	dirfd, path := int(t.stage.dir.Fd()), t.filePath(sum)
+	tmp := path
+	if !t.stage.private {
+		tmp = ".tmp-" + randomName()
+	}
 	if err := unix.Symlinkat(n.Target, dirfd, tmp); err != nil {
+		if t.stage.private && errors.Is(err, unix.EEXIST) {
+			return nil
+		}
 		return &fs.PathError{Op: "symlink", Path: tmp, Err: err}
 	}
 	err := unix.Fchownat(dirfd, tmp, int(n.UID), int(n.GID), unix.AT_SYMLINK_NOFOLLOW)
-	for _, a := range t.xattrs(n).All() {
+	for _, a := range t.repo.xattrs(n).All() {
 		if err == nil {
 			if err = unix.Lsetxattr(procPath(t.stage.dir, tmp), a.Name, []byte(a.Value), 0); err != nil {
 				err = fmt.Errorf("set the extended attribute %s of a symlink: %w", a.Name, err)
 			}
 		}
 	}
-	if err == nil {
+	if err == nil && tmp != path {
 		err = unix.Renameat(dirfd, tmp, dirfd, path)
 	}
 	if err != nil {
 		_ = unix.Unlinkat(dirfd, tmp, 0)
+		return err
 	}
-	return err
+	t.wrote(fileName(sum))
+	return nil
 }
 
 // putRegular hashes a small file before it writes anything, and writes a large
@@ -262,14 +267,16 @@ func (t *Txn) putRegular(n *fstree.Inode, header []byte, r io.Reader) (sum Check
 	h.Write(header)
 	h.Write(buf[:k])
 	h.Sum(sum[:0])
-	path := t.filePath(sum)
-	if ok, err := t.has(path); ok || err != nil {
+	if ok, err := t.has(fileName(sum)); ok || err != nil {
 		return sum, err
 	}
 	if err := t.space.take(n.Size + 4096); err != nil {
 		return sum, err
 	}
-	tmp, err := newTemp(t.stage.dir, 0o644)
+	tmp, err := t.stage.create(sum, t.filePath(sum), 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return sum, nil
+	}
 	if err != nil {
 		return sum, err
 	}
@@ -277,12 +284,12 @@ func (t *Txn) putRegular(n *fstree.Inode, header []byte, r io.Reader) (sum Check
 	if t.repo.mode == Archive {
 		err = writeArchive(tmp, n, func(w io.Writer) error { _, err := w.Write(buf[:k]); return err })
 	} else if _, err = tmp.Write(buf[:k]); err == nil {
-		err = t.finishFile(tmp, n)
+		err = t.repo.finishFile(tmp.fd(), n)
 	}
 	if err != nil {
 		return sum, err
 	}
-	return sum, t.linkObject(tmp, path)
+	return sum, t.linkObject(tmp, fileName(sum))
 }
 
 func (t *Txn) putLarge(n *fstree.Inode, header []byte, r io.Reader, buf []byte) (sum Checksum, err error) {
@@ -312,28 +319,35 @@ func (t *Txn) putLarge(n *fstree.Inode, header []byte, r io.Reader, buf []byte) 
 		return sum, err
 	}
 	h.Sum(sum[:0])
-	path := t.filePath(sum)
-	if ok, err := t.has(path); ok || err != nil {
+	if ok, err := t.has(fileName(sum)); ok || err != nil {
 		t.space.give(n.Size)
 		return sum, err
 	}
 	if t.repo.mode != Archive {
-		if err := t.finishFile(tmp, n); err != nil {
+		if err := t.repo.finishFile(tmp.fd(), n); err != nil {
 			return sum, err
 		}
 	}
-	return sum, t.linkObject(tmp, path)
+	return sum, t.linkObject(tmp, fileName(sum))
 }
 
 func wrongSize(n *fstree.Inode) error {
 	return fault.New(fault.Corrupt, "", "the content has not the %d bytes that it should", n.Size)
 }
 
-// finishFile gives an unnamed file what its object's file has in this mode.
-// Capabilities are lost with a change of owner, so xattrs come after it.
-func (t *Txn) finishFile(tmp *temp, n *fstree.Inode) error {
-	fd := tmp.fd()
-	if t.repo.mode == BareUser {
+// finishFile gives a file what its object's file has in this mode: the times
+// last.
+func (r *Repo) finishFile(fd int, n *fstree.Inode) error {
+	if err := r.setMeta(fd, n); err != nil {
+		return err
+	}
+	return setTimes(fd, epoch)
+}
+
+// setMeta sets everything of an object's file but the times. Capabilities are
+// lost with a change of owner, so xattrs come after it.
+func (r *Repo) setMeta(fd int, n *fstree.Inode) error {
+	if r.mode == BareUser {
 		meta := object.EncodeFileMeta(n.UID, n.GID, n.Mode, n.Xattrs)
 		if err := unix.Fsetxattr(fd, "user.ostreemeta", meta, 0); err != nil {
 			return fmt.Errorf("set user.ostreemeta: %w", err)
@@ -345,7 +359,7 @@ func (t *Txn) finishFile(tmp *temp, n *fstree.Inode) error {
 		if err := unix.Fchmod(fd, perm); err != nil {
 			return fmt.Errorf("change the mode: %w", err)
 		}
-		return setTimes(fd, epoch)
+		return nil
 	}
 	if err := unix.Fchown(fd, int(n.UID), int(n.GID)); err != nil {
 		return fmt.Errorf("change the owner to %d:%d: %w", n.UID, n.GID, err)
@@ -353,12 +367,12 @@ func (t *Txn) finishFile(tmp *temp, n *fstree.Inode) error {
 	if err := unix.Fchmod(fd, n.Mode&0o7777); err != nil {
 		return fmt.Errorf("change the mode: %w", err)
 	}
-	for _, a := range t.xattrs(n).All() {
+	for _, a := range r.xattrs(n).All() {
 		if err := unix.Fsetxattr(fd, a.Name, []byte(a.Value), 0); err != nil {
 			return fmt.Errorf("set the extended attribute %s: %w", a.Name, err)
 		}
 	}
-	return setTimes(fd, epoch)
+	return nil
 }
 
 // archiveLevel is the deflate level of libostree's default configuration.
