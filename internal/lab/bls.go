@@ -16,6 +16,7 @@ import (
 type BootEntry struct {
 	File    string // base name
 	Title   string
+	SortKey string
 	Version string
 	Linux   string
 	Initrd  string
@@ -23,8 +24,8 @@ type BootEntry struct {
 }
 
 // DefaultEntry reads boot/loader/entries and returns the entry that a boot
-// loader would start: the newest version that has boot tries left, counted
-// entries without tries last.
+// loader would start: the first sort-key, and of one sort-key the newest version,
+// that has boot tries left; counted entries without tries last.
 func DefaultEntry(boot string) (BootEntry, error) {
 	entries, err := Entries(boot)
 	if err != nil {
@@ -67,6 +68,8 @@ func parseEntry(text string) BootEntry {
 		switch key {
 		case "title":
 			e.Title = value
+		case "sort-key":
+			e.SortKey = value
 		case "version":
 			e.Version = value
 		case "linux":
@@ -89,6 +92,13 @@ func menuOrder(a, b BootEntry) int {
 			return 1
 		}
 		return -1
+	}
+	// Those with a sort-key come before the others.
+	if (a.SortKey == "") != (b.SortKey == "") {
+		return strings.Compare(b.SortKey, a.SortKey)
+	}
+	if a.SortKey != b.SortKey {
+		return strings.Compare(a.SortKey, b.SortKey)
 	}
 	av, aErr := strconv.Atoi(a.Version)
 	bv, bErr := strconv.Atoi(b.Version)

@@ -378,19 +378,43 @@ func TestSymlinkLoops(t *testing.T) {
 	}
 }
 
+// BenchmarkMerge17k merges 17,000 files whose defaults are on disk, or those of
+// images.
 func BenchmarkMerge17k(b *testing.B) {
 	lab.NeedRoot(b)
 	f := files{}
 	for i := range 17000 {
 		f[fmt.Sprintf("d%d/e%d/file%d", i%100, i%7, i)] = strings.Repeat("x", 200)
 	}
-	base, local, image := tree(b, f.make(b)), tree(b, f.make(b)), tree(b, f.make(b))
-	dst := open(b, b.TempDir())
-	for b.Loop() {
-		m, err := etcmerge.Plan(context.Background(), base, local, image)
-		must(b, err)
-		stats, err := m.Write(context.Background(), dst, etcmerge.WriteOptions{})
-		must(b, err)
-		b.ReportMetric(float64(stats.Files), "written/op")
+	for kind, defaults := range map[string]func(testing.TB, string) source.Dir{"disk": tree, "image": imageTree} {
+		b.Run(kind, func(b *testing.B) {
+			base, local, image := defaults(b, f.make(b)), tree(b, f.make(b)), defaults(b, f.make(b))
+			for _, run := range []string{"first", "again"} {
+				b.Run(run, func(b *testing.B) {
+					for b.Loop() {
+						dst := open(b, b.TempDir())
+						merge := func() etcmerge.Stats {
+							m, err := etcmerge.Plan(context.Background(), base, local, image)
+							must(b, err)
+							stats, err := m.Write(context.Background(), dst, etcmerge.WriteOptions{})
+							must(b, err)
+							return stats
+						}
+						if run == "again" {
+							b.StopTimer()
+							merge()
+							b.StartTimer()
+						}
+						var before, after unix.Rusage
+						must(b, unix.Getrusage(unix.RUSAGE_SELF, &before))
+						stats := merge()
+						must(b, unix.Getrusage(unix.RUSAGE_SELF, &after))
+						cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
+						b.ReportMetric(float64(cpu)/1e6, "cpu-ms")
+						b.ReportMetric(float64(stats.Files), "written/op")
+					}
+				})
+			}
+		})
 	}
 }

@@ -89,6 +89,9 @@ func (s *Sysroot) deploy(ctx context.Context, images *images, r DeployRequest) (
 	if r.Merge != nil && r.Merge.Staged {
 		return nil, fault.New(fault.Internal, "", "a staged deployment has no settled /etc to continue")
 	}
+	if s.first(func(o *Deployment) bool { return o.Type == TypeUKI }) != nil {
+		return nil, fault.New(fault.Conflict, "update it with bootc", "this host boots unified kernel images, which kedge lists and keeps but does not make")
+	}
 	if err := s.keepFromGC(ctx); err != nil {
 		return nil, err
 	}

@@ -99,6 +99,8 @@ func TestUnifiedImages(t *testing.T) {
 		t.Fatalf("list = %+v", list)
 	}
 	must(t, s.Write(context.Background(), s.WithDefault(list[1])))
+	_, err := s.Deploy(context.Background(), request(s, w.image(osTree("c"))))
+	wantKind(t, err, fault.Conflict, "unified kernel images")
 	golden(t, "uki.entries", w.entries(entriesDir), map[string]string{a: "DIGEST", b: "DIGEST2"})
 }
 
@@ -225,15 +227,45 @@ func TestRetention(t *testing.T) {
 	wantKind(t, err, fault.Conflict, "booted")
 }
 
+// smallBoot mounts a file system of its own at the boot directory.
+func (w *world) smallBoot(size string) {
+	w.t.Helper()
+	boot := filepath.Join(w.dir, "boot")
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size="+size, "tmpfs", boot).CombinedOutput(); err != nil {
+		w.t.Fatalf("mount: %v: %s", err, out)
+	}
+	w.t.Cleanup(func() { _ = exec.Command("umount", "-l", boot).Run() })
+}
+
+// TestKernelsOfAnESP: where the boot directory is an EFI system partition as
+// bootc lays it out, kernels stand below EFI/Linux.
+func TestKernelsOfAnESP(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	w.smallBoot("8m")
+	a := w.image(osTree("k1"))
+	w.bootcState(a, "example.com/os:1", "")
+	w.write("boot/EFI/Linux/bootc_composefs-"+a+"/vmlinuz", "k1")
+	w.write("boot/EFI/Linux/bootc_composefs-"+a+"/initrd", "i1")
+	w.write("boot/loader/entries/bootc_test-1.2-1.conf", strings.ReplaceAll(bootcEntry("1.2", "bootc-test-0", a, a), " /boot/", " /EFI/Linux/"))
+	s := w.open()
+	b := w.deploy(s, request(s, w.image(osTree("k2"))))
+	if linux, _ := b.Entry.Get("linux"); linux != "/EFI/Linux/bootc_composefs-"+b.Digest+"/vmlinuz" || w.read("boot"+linux) != "k2" {
+		t.Errorf("kernel = %q", linux)
+	}
+	w.wantNames("boot/loader", "entries")
+	s.opts.NoSync = false
+	must(t, s.Write(ctx, []*Deployment{s.Deployments()[1]}))
+	must(t, s.Cleanup(ctx))
+	w.wantNames("boot/EFI/Linux", "bootc_composefs-"+a)
+}
+
 // TestSmallBoot: kernels that do not fit are refused before anything is
 // changed; on a booted host what goes anyway makes room.
 func TestSmallBoot(t *testing.T) {
 	ctx := context.Background()
 	w := newWorld(t)
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", filepath.Join(w.dir, "boot")).CombinedOutput(); err != nil {
-		t.Fatalf("mount: %v: %s", err, out)
-	}
-	t.Cleanup(func() { _ = exec.Command("umount", "-l", filepath.Join(w.dir, "boot")).Run() })
+	w.smallBoot("4m")
 	kernel := func(c string) files { return osTree(strings.Repeat(c, 1200<<10)) }
 	s := w.open()
 	a := w.deploy(s, request(s, w.image(kernel("1").with(files{"usr/lib/modules/6.1.0/initramfs.img": "i"}))))

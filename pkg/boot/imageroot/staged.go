@@ -50,10 +50,17 @@ func (s *Sysroot) readMarker() (*marker, error) {
 	if err != nil {
 		return nil, err
 	}
+	return decodeMarker(data)
+}
+
+func decodeMarker(data []byte) (*marker, error) {
 	m := &marker{}
-	err = json.Unmarshal(data, m)
+	err := json.Unmarshal(data, m)
 	if err == nil && !digestForm.MatchString(m.Digest) {
 		err = fmt.Errorf("%q is not a digest", m.Digest)
+	}
+	if err == nil && m.Kedge != nil && m.Kedge.Merge != "" && !digestForm.MatchString(m.Kedge.Merge) {
+		err = fmt.Errorf("%q is not a digest", m.Kedge.Merge)
 	}
 	if err != nil {
 		return nil, fault.New(fault.Corrupt, "remove the file: what was staged is lost, nothing else", "read /%s: %w", markerFile, err)
