@@ -154,11 +154,13 @@ func newRegistry(t testing.TB) *testRegistry {
 
 func (r *testRegistry) handler() http.Handler {
 	r.inner = registry.New(registry.Logger(discardLog()))
-	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if req.Method != http.MethodGet || !r.blobHandler(w, req) {
-			r.inner.ServeHTTP(w, req)
-		}
-	})
+	return http.HandlerFunc(r.handle)
+}
+
+func (r *testRegistry) handle(w http.ResponseWriter, req *http.Request) {
+	if req.Method != http.MethodGet || !r.blobHandler(w, req) {
+		r.inner.ServeHTTP(w, req)
+	}
 }
 
 // blobHandler serves the blobs that tests pushed; false means there is none.

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
+	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/pkg/blobinfocache/none"
 	"go.podman.io/image/v5/types"
 
@@ -37,6 +39,30 @@ func (r Retry) withDefaults() Retry {
 		r.Stall = DefaultRetry.Stall
 	}
 	return r
+}
+
+// wait waits before the attempt that follows the nth failure, and reports
+// whether ctx lets it.
+func (r Retry) wait(ctx context.Context, n int) bool {
+	t := time.NewTimer(r.Wait << (n - 1))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// passes reports whether what a registry's error says may be over soon. It is
+// not for a name that nobody knows, for a registry without TLS, and for one that
+// limits requests: go.podman.io/image has waited then as long as it was told to.
+func passes(err error) bool {
+	var dns *net.DNSError
+	if fault.KindOf(err) != fault.Unavailable || errors.As(err, &dns) && dns.IsNotFound {
+		return false
+	}
+	return fault.HintOf(err) != httpHint && !errors.Is(err, docker.ErrTooManyRequests)
 }
 
 // blobs opens the blobs of an image.
@@ -166,14 +192,11 @@ func (r *blobReader) failure(cause error) error {
 		}
 		return err
 	}
-	wait := r.retry.Wait << (r.failed - 1)
-	r.log.Info("connection broken, continuing", "blob", r.info.Digest, "offset", r.offset, "attempt", r.failed, "wait", wait, "error", cause)
-	select {
-	case <-time.After(wait):
-		return nil
-	case <-r.ctx.Done():
+	r.log.Info("connection broken, continuing", "blob", r.info.Digest, "offset", r.offset, "attempt", r.failed, "error", cause)
+	if !r.retry.wait(r.ctx, r.failed) {
 		return context.Cause(r.ctx)
 	}
+	return nil
 }
 
 const tamperedHint = "the registry or something on the way changed the data; try again, and if it stays so, do not trust that registry"

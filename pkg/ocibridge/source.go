@@ -42,11 +42,17 @@ type Source struct {
 // a registry that asks to come back later add up.
 const openStalls = 3
 
+// openAttempts is how many times Open asks a registry at most, with the waits of
+// Retry in between: fewer than for a transfer that is under way, since nobody
+// wants to wait half a minute to learn that a name is wrong.
+const openAttempts = 4
+
 // Open resolves a reference to an image: it reads the manifest, chooses the
 // platform from a list, has policy.json decide, and reads the config. No layer
-// is requested.
-func Open(ctx context.Context, ref Reference, opt Options) (_ *Source, err error) {
+// is requested. A registry that cannot be reached or fails is asked again.
+func Open(ctx context.Context, ref Reference, opt Options) (*Source, error) {
 	opt = opt.withDefaults()
+	asked := ctx
 	if ref.Transport == Registry {
 		// go.podman.io/image waits for an answer for ever.
 		limited, cancel := context.WithTimeout(ctx, openStalls*opt.Retry.Stall)
@@ -59,29 +65,51 @@ func Open(ctx context.Context, ref Reference, opt Options) (_ *Source, err error
 	}
 	sys := opt.system(ref)
 	doing := "opening image " + ref.String()
-	src, err := iref.NewImageSource(ctx, sys)
-	if err != nil {
-		return nil, classify(err, doing)
-	}
-	s := &Source{Reference: ref, opt: opt, src: src, blobs: &blobs{src: src, retry: opt.Retry, log: opt.Logger}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.Close())
+	var s *Source
+	var mediaType string
+	for failed := 1; ; failed++ {
+		if s, mediaType, err = connect(ctx, ref, iref, sys, opt); err == nil {
+			break
 		}
-	}()
-	if ref.Transport != Registry {
-		s.blobs.retry.Attempts = 1 // a local file does not get better
-	} else if s.blobs.resume, err = newResumer(sys, ref); err != nil {
-		return nil, err
-	}
-	mediaType, err := s.readManifest(ctx, sys)
-	if err != nil {
-		return nil, classify(err, doing)
+		err = classify(err, doing)
+		if ref.Transport != Registry || failed == openAttempts || !passes(err) {
+			return nil, err
+		}
+		if !opt.Retry.wait(ctx, failed) {
+			if asked.Err() != nil {
+				return nil, context.Cause(asked)
+			}
+			return nil, err
+		}
+		opt.Logger.Info("the registry failed, asking again", "image", ref, "attempt", failed, "error", err)
 	}
 	if err := s.readConfig(ctx, mediaType); err != nil {
-		return nil, classify(err, doing)
+		return nil, errors.Join(classify(err, doing), s.Close())
 	}
 	return s, nil
+}
+
+// connect reads the manifest of an image, has the policy decide, and returns the
+// manifest's media type.
+func connect(ctx context.Context, ref Reference, iref types.ImageReference, sys *types.SystemContext, opt Options) (*Source, string, error) {
+	src, err := iref.NewImageSource(ctx, sys)
+	if err != nil {
+		return nil, "", err
+	}
+	s := &Source{Reference: ref, opt: opt, src: src, blobs: &blobs{src: src, retry: opt.Retry, log: opt.Logger}}
+	if ref.Transport != Registry {
+		s.blobs.retry.Attempts = 1 // a local file does not get better
+	} else {
+		s.blobs.resume, err = newResumer(sys, ref)
+	}
+	mediaType := ""
+	if err == nil {
+		mediaType, err = s.readManifest(ctx, sys)
+	}
+	if err != nil {
+		return nil, "", errors.Join(err, s.Close())
+	}
+	return s, mediaType, nil
 }
 
 // Close frees the source's connections.
