@@ -6,7 +6,6 @@ package offline
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -20,8 +19,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	v1 "github.com/kedge-os/kedge/api/v1"
 )
 
 // Listing describes each file below a directory by everything but its times.
@@ -201,74 +198,4 @@ func OSTreeDeployments(t testing.TB, sysroot string) (all []Deployment) {
 		all = append(all, d)
 	}
 	return all
-}
-
-// KedgeDeployments asks kedge status for the deployments of a sysroot that is
-// not booted.
-func KedgeDeployments(t testing.TB, kedge, sysroot string) (all []Deployment) {
-	t.Helper()
-	var h v1.Host
-	if err := json.Unmarshal([]byte(Run(t, kedge, "--sysroot", sysroot, "status", "--json")), &h); err != nil {
-		t.Fatalf("kedge status --json: %v", err)
-	}
-	entries := h.Status.OtherDeployments
-	if h.Status.Rollback != nil {
-		entries = append(entries[:min(1, len(entries)):min(1, len(entries))], append([]v1.BootEntry{*h.Status.Rollback}, entries[min(1, len(entries)):]...)...)
-	}
-	for _, e := range entries {
-		all = append(all, Deployment{e.OSTree.Stateroot, e.OSTree.Checksum, e.OSTree.DeploySerial})
-	}
-	return all
-}
-
-// BootDefault follows the boot entries as a boot loader and ostree-prepare-root
-// do and returns the deployment that the next boot takes.
-func BootDefault(t testing.TB, sysroot string) string {
-	t.Helper()
-	entries, err := filepath.Glob(sysroot + "/boot/loader/entries/*.conf")
-	if err != nil || len(entries) == 0 {
-		t.Fatalf("no boot entry in %s/boot/loader/entries (%v)", sysroot, err)
-	}
-	// libostree numbers entries; the highest boots.
-	slices.SortFunc(entries, func(a, b string) int { return entryVersion(t, b) - entryVersion(t, a) })
-	text, err := os.ReadFile(entries[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	deployed := ""
-	for line := range strings.Lines(string(text)) {
-		key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		switch value = strings.TrimSpace(value); key {
-		case "linux", "initrd":
-			if st, err := os.Stat(filepath.Join(sysroot, "boot", strings.TrimPrefix(value, "/boot"))); err != nil || st.Size() == 0 {
-				t.Errorf("%s: %s %s is not there or empty (%v)", entries[0], key, value, err)
-			}
-		case "options":
-			for arg := range strings.FieldsSeq(value) {
-				if link, ok := strings.CutPrefix(arg, "ostree="); ok {
-					target, err := filepath.EvalSymlinks(filepath.Join(sysroot, link))
-					if err != nil {
-						t.Fatalf("%s: %s leads nowhere: %v", entries[0], arg, err)
-					}
-					deployed = strings.TrimPrefix(target, sysroot)
-				}
-			}
-		}
-	}
-	return deployed
-}
-
-var versionLine = regexp.MustCompile(`(?m)^version (\d+)$`)
-
-func entryVersion(t testing.TB, path string) int {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	v := 0
-	if m := versionLine.FindSubmatch(text); m != nil {
-		v, _ = strconv.Atoi(string(m[1])) // digits, says the expression
-	}
-	return v
 }

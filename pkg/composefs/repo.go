@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -91,24 +92,30 @@ func writeMeta(parent *os.Root, name string, o CreateOptions) error {
 	if err != nil {
 		return err
 	}
-	tmp := tempName()
-	if err := root.WriteFile(tmp, data, 0o644); err != nil {
-		return err
-	}
-	defer root.Remove(tmp)
-	f, err := root.Open(tmp)
+	// A file without a name: a creator that dies leaves nothing behind.
+	dir := objectDir{root: root, path: "."}
+	defer dir.close()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	t, err := dir.newTemp()
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if _, err := fsverity.Seal(f, o.Algorithm); err != nil && (!errors.Is(err, fsverity.ErrNoVerity) || !o.AllowMissingVerity) {
+	defer t.discard()
+	if _, err := t.w.Write(data); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
+	if err := t.freeze(); err != nil {
+		return err
+	}
+	if _, err := fsverity.Seal(t.r, o.Algorithm); err != nil && (!errors.Is(err, fsverity.ErrNoVerity) || !o.AllowMissingVerity) {
+		return err
+	}
+	if err := t.r.Sync(); err != nil {
 		return err
 	}
 	// A link never replaces: of two creators one loses and opens the other's.
-	if err := root.Link(tmp, metaName); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := linkFile(t.r, t.dir, metaName); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return atomicfile.SyncDir(root, ".")

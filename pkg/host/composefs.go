@@ -340,7 +340,9 @@ func (s *composefsStore) Exists(root, name string) (bool, error) {
 }
 
 // SameContent implements store. Handles stand for bytes and nothing else.
-func (s *composefsStore) SameContent(a, b *fstree.Inode) (bool, error) { return a.Content == b.Content, nil }
+func (s *composefsStore) SameContent(a, b *fstree.Inode) (bool, error) {
+	return a.Content == b.Content, nil
+}
 
 // imageFiles is the store's repository as package imageroot needs it.
 type imageFiles composefsStore

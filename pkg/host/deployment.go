@@ -26,7 +26,7 @@ type deployment struct {
 	manifest string     // digest of the image; "" for no container image
 	image    *imageInfo // nil: none, or it cannot be read
 	update   *imageInfo // newer image that a check found, or nil
-	kargs  []string
+	kargs    []string
 
 	// etcConflicts are the paths in /etc that both the host and the image
 	// changed; known only of what Deploy returns.

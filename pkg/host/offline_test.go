@@ -154,7 +154,9 @@ func testUpgradeToTag(t *testing.T, w *world) {
 	}
 }
 
-func TestLocalLayoutIsFollowedFromAnywhere(t *testing.T) { onBoth(t, testLocalLayoutIsFollowedFromAnywhere) }
+func TestLocalLayoutIsFollowedFromAnywhere(t *testing.T) {
+	onBoth(t, testLocalLayoutIsFollowedFromAnywhere)
+}
 
 func testLocalLayoutIsFollowedFromAnywhere(t *testing.T, w *world) {
 	layout := t.TempDir()
