@@ -1,0 +1,136 @@
+# Sourced by packages.sh: turns the descriptions of fixtures.sh into debs, spec
+# files and RPMs, and both into repositories.
+# shellcheck shell=bash disable=SC2154 # work comes from packages.sh
+
+begin() {
+  name=$1 version=$2 d=$work/stage/$1-$2
+  depends='' provides='' conflicts='' replaces='' recommends='' rpm_provides=''
+  scripts=$work/scripts/$name-$version
+  attrs=() configs=()
+  mkdir -p "$d" "$scripts"
+}
+
+field() { printf -v "$1" '%s' "$2"; }
+script() { cat >"$scripts/$1"; }
+lua() { cat >"$scripts/$1.lua"; }
+config() { configs+=("$1"); }
+attr() { attrs+=("$1 $2 $3"); }
+
+end() {
+  find "$d" -exec touch -hcd "@$SOURCE_DATE_EPOCH" {} +
+  build_deb "$work/${1:-deb}"
+  write_spec "$work/spec/${1:-rpm}"
+}
+
+build_deb() {
+  local root=$work/debroot phase
+  rm -rf "$root"
+  cp -a "$d" "$root"
+  mkdir "$root/DEBIAN"
+  {
+    echo "Package: $name"
+    echo "Version: $version"
+    echo "Architecture: all"
+    echo "Maintainer: The lab <lab@example.com>"
+    [ -z "$depends" ] || echo "Depends: $depends"
+    [ -z "$provides" ] || echo "Provides: $provides"
+    [ -z "$conflicts" ] || echo "Conflicts: $conflicts"
+    [ -z "$replaces" ] || echo "Replaces: $replaces"
+    [ -z "$recommends" ] || echo "Recommends: $recommends"
+    echo "Description: the lab's package $name"
+  } >"$root/DEBIAN/control"
+  for phase in pre post; do
+    [ -e "$scripts/$phase" ] || continue
+    { echo '#!/bin/sh'; cat "$scripts/$phase"; } >"$root/DEBIAN/${phase}inst"
+    chmod 755 "$root/DEBIAN/${phase}inst"
+  done
+  [ ${#configs[@]} -eq 0 ] || printf '%s\n' "${configs[@]}" >"$root/DEBIAN/conffiles"
+  dpkg-deb --root-owner-group -Zgzip -b "$root" "$1/${name}_${version}_all.deb" >/dev/null
+}
+
+# rpm_names "a (>= 1), b": in the words of a spec file.
+rpm_names() { echo "$1" | tr -d '()'; }
+
+write_spec() {
+  local phase path mode caps
+  mkdir -p "$1"
+  {
+    echo "Name: $name"
+    echo "Version: $version"
+    echo "Release: 1"
+    echo "Summary: the lab's package $name"
+    echo "License: MIT"
+    echo "BuildArch: noarch"
+    echo "AutoReqProv: no"
+    [ -z "$depends" ] || echo "Requires: $(rpm_names "$depends")"
+    [ -z "$provides" ] || echo "Provides: $(rpm_names "$provides")"
+    [ -z "$rpm_provides" ] || echo "Provides: $rpm_provides"
+    [ -z "$conflicts" ] || [ -n "$replaces" ] || echo "Conflicts: $(rpm_names "$conflicts")"
+    [ -z "$replaces" ] || echo "Obsoletes: $(rpm_names "$replaces")"
+    [ -z "$recommends" ] || echo "Recommends: $(rpm_names "$recommends")"
+    echo "%description"
+    echo "A package of kedge's lab."
+    echo "%install"
+    echo "cp -a /work/stage/$name-$version/. %{buildroot}/"
+    for phase in pre post; do
+      if [ -e "$scripts/$phase.lua" ]; then
+        echo "%$phase -p <lua>"
+        cat "$scripts/$phase.lua"
+      elif [ -e "$scripts/$phase" ]; then
+        echo "%$phase"
+        grep -v '^setcap ' "$scripts/$phase" || :
+      fi
+    done
+    echo "%files"
+    echo "%defattr(-,root,root)"
+    (cd "$d" && find . \( -type f -o -type l -o -type d -empty \) -printf '%P %y\n') | sort | while read -r path type; do
+      path=/$path
+      case " ${configs[*]} " in *" $path "*) printf '%%config(noreplace) ' ;; esac
+      for a in "${attrs[@]}"; do
+        read -r p mode caps <<<"$a"
+        [ "$p" = "$path" ] || continue
+        printf '%%attr(%s,root,root) ' "$mode"
+        [ "$caps" = - ] || printf '%%caps(%s) ' "$caps"
+      done
+      [ "$type" != d ] || printf '%%dir '
+      echo "$path"
+    done
+  } >"$1/$name-$version.spec"
+}
+
+# build_rpms ROOT: all specs, with the rpmbuild of a root.
+build_rpms() {
+  inside "$1" sh -ec '
+    for kind in base rpm; do
+      rpmbuild -bb --quiet --define "_topdir /tmp/rpmbuild" --define "_rpmdir /work/$kind" \
+        --define "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm" \
+        --define "_buildhost lab" --define "use_source_date_epoch_as_buildtime 1" \
+        --define "clamp_mtime_to_source_date_epoch 1" --define "_build_id_links none" \
+        --define "__brp_python_bytecompile %{nil}" --define "_dbpath /tmp/rpmdb" /work/spec/$kind/*.spec
+    done' >"$work/rpmbuild.log" 2>&1 || { tail -n 30 "$work/rpmbuild.log" >&2; exit 1; }
+}
+
+build_repositories() {
+  local f
+  inside "$1" createrepo_c --quiet --revision 1 --set-timestamp-to-revision /work/rpm
+  (
+    cd "$work/deb"
+    for f in *.deb; do
+      dpkg-deb -f "$f"
+      echo "Filename: $f"
+      echo "Size: $(stat -c %s "$f")"
+      echo "SHA256: $(sha256sum "$f" | cut -d' ' -f1)"
+      echo
+    done >Packages
+    {
+      echo "Origin: lab"
+      echo "Suite: lab"
+      echo "Codename: lab"
+      echo "Architectures: all amd64 arm64"
+      echo "Components: main"
+      echo "Date: $(date -u -Rd "@$SOURCE_DATE_EPOCH" | sed 's/+0000/UTC/')"
+      echo "SHA256:"
+      echo " $(sha256sum Packages | cut -d' ' -f1) $(stat -c %s Packages) Packages"
+    } >Release
+  )
+}

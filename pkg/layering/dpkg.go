@@ -1,0 +1,73 @@
+package layering
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+func (*apt) query(_ context.Context, b *box) ([]Package, error) {
+	root, err := os.OpenRoot(b.root)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	for _, dir := range []string{dpkgUsr, dpkgVar} {
+		f, err := root.Open(dir + "/status")
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return readDpkgStatus(f)
+	}
+	return nil, nil
+}
+
+// readDpkgStatus reads dpkg's status file: the packages that are there, whether
+// configured or not, without those of which only configuration files are left.
+func readDpkgStatus(r io.Reader) ([]Package, error) {
+	var list []Package
+	var p Package
+	there := false
+	flush := func() {
+		if p.Name != "" && there {
+			list = append(list, p)
+		}
+		p, there = Package{}, false
+	}
+	in := bufio.NewScanner(r)
+	in.Buffer(make([]byte, 64<<10), 16<<20)
+	for in.Scan() {
+		key, value, _ := strings.Cut(in.Text(), ": ")
+		switch key {
+		case "":
+			flush()
+		case "Package":
+			p.Name = value
+		case "Version":
+			p.Version = value
+		case "Architecture":
+			p.Arch = value
+		case "Status":
+			there = !strings.HasSuffix(value, " config-files") && !strings.HasSuffix(value, " not-installed")
+			if there && !strings.HasSuffix(value, " installed") {
+				p.Version += " (" + value + ")"
+			}
+		}
+	}
+	flush()
+	if err := in.Err(); err != nil {
+		return nil, fault.New(fault.Corrupt, "", "read dpkg's status file: %w", err)
+	}
+	sortPackages(list)
+	return list, nil
+}

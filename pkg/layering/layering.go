@@ -1,0 +1,101 @@
+// Package layering turns packages that a host asks for into one more layer on
+// its base image, with the package manager that the image brings.
+//
+// A Session is one piece of work on one base: Resolve has the package manager
+// choose (with network, on a root that nobody can write), Fetch downloads what
+// was chosen and checks it against the lock, Make installs it without network
+// on an overlay and gives back what changed as a layer. The base is never
+// written. All mounts lie in a mount namespace of the session's own thread, so
+// that a session which is killed leaves nothing but its temporary directory.
+//
+// The package never touches a deployment and never sees a registry; the layer
+// becomes an image with Layout, which is deployed like any other.
+package layering
+
+import (
+	"log/slog"
+	"time"
+)
+
+// Base is a root to put packages on.
+type Base struct {
+	// Root is the directory of the base's file system. It is only read.
+	Root string
+	// Etc is the directory of the image's /etc where Root has none in place:
+	// usr/etc of a deployment. Empty: Root/etc.
+	Etc string
+	// Created is the base image's own time. Scriptlets see it as
+	// SOURCE_DATE_EPOCH, and whatever they write carries it.
+	Created time.Time
+}
+
+// Options are what a session needs of the machine it runs on.
+type Options struct {
+	// Work is the directory for the session's temporary files: on a file
+	// system that can be the upper of an overlay (trusted extended attributes).
+	Work string
+	// Cache keeps metadata and packages for the next session; it may be removed at any time.
+	Cache string
+	// HostEtc is the /etc whose repositories, keys and credentials the package
+	// manager sees, read-only, when it resolves and fetches. Empty: the image's alone.
+	HostEtc string
+	// Resolv is the resolv.conf for resolving and fetching. Empty: /etc/resolv.conf.
+	Resolv string
+	Logger *slog.Logger // nil: slog.Default()
+}
+
+// Request is what a host asked for.
+type Request struct {
+	Install []string // names as the package manager takes them: NAME, NAME=VERSION (apt), NAME-VERSION or a provide (dnf)
+	Files   []string // paths of local package files
+	Remove  []string // names of packages of the base that are to go
+}
+
+// Package is a package of a lock or a database.
+type Package struct {
+	Name    string `json:"name"`
+	Version string `json:"version"` // apt: [EPOCH:]UPSTREAM[-REVISION]; dnf: EPOCH:VERSION-RELEASE
+	Arch    string `json:"arch"`
+	// Checksum of the package file, "sha256:…" or "sha512:…". Empty in databases.
+	Checksum   string `json:"checksum,omitempty"`
+	Size       int64  `json:"size,omitempty"`       // of the package file, bytes
+	Repository string `json:"repository,omitempty"` // its name; "" for a local file
+	Requested  bool   `json:"requested,omitempty"`  // by name or file, not as a dependency
+	Replaces   string `json:"replaces,omitempty"`   // the base's version, where it has another
+}
+
+// Lock is what a package manager chose for a request on a base. The same base
+// and the same lock give the same layer.
+type Lock struct {
+	Engine  string    `json:"engine"`           // "apt" or "dnf"
+	Install []Package `json:"install"`          // ordered by name and architecture
+	Remove  []Package `json:"remove,omitempty"` // packages of the base
+	// Accounts are the users and groups that the packages made when the lock
+	// was first used, so that their numbers stay the same on the next base.
+	Accounts []Account `json:"accounts,omitempty"`
+}
+
+// Account is a user or group with its number.
+type Account struct {
+	Kind string `json:"kind"` // "user" or "group"
+	Name string `json:"name"`
+	ID   uint32 `json:"id"`
+	Line string `json:"line"` // of passwd or group
+}
+
+// Layer is what a transaction changed.
+type Layer struct {
+	Path   string // the uncompressed tar, in the session's directory
+	DiffID string // its digest, "sha256:…"
+	Size   int64  // bytes
+	// Accounts are the users and groups that are new in the layer.
+	Accounts []Account
+	// Secrets are the paths of keys and identities that a package generated;
+	// they are not in the layer.
+	Secrets []string
+	// Factory are the files of /var that the layer keeps in /usr/share/factory;
+	// they are copied to /var on the first boot only.
+	Factory []string
+	// Output is what the package manager and the scriptlets said, its last 64 KiB.
+	Output string
+}

@@ -1,0 +1,171 @@
+package layering_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/internal/lab"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/layering"
+)
+
+func TestRefusedRequests(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		s := w.open(t)
+		defer w.close(t, s)
+		noPackage := filepath.Join(t.TempDir(), "no-package")
+		write(t, noPackage, "this is text\n")
+		for _, tc := range []struct {
+			req  layering.Request
+			kind fault.Kind
+			say  string // in the error or its hint
+		}{
+			{layering.Request{Install: []string{"lab-chian"}}, fault.NotFound, "lab-chain"},
+			{layering.Request{Install: []string{"lab-orphan"}}, fault.Conflict, "lab-nowhere"},
+			{layering.Request{Install: []string{"lab-foe"}}, fault.Conflict, "lab-base"},
+			{layering.Request{Install: []string{"lab-anchor; touch /tmp/x"}}, fault.Usage, "not the name"},
+			{layering.Request{Install: []string{"--allow-unauthenticated"}}, fault.Usage, "not the name"},
+			{layering.Request{Install: []string{"$(id)"}}, fault.Usage, "not the name"},
+			{layering.Request{Install: []string{"lab-*"}}, fault.Usage, "not the name"},
+			{layering.Request{Install: []string{""}}, fault.Usage, "not the name"},
+			{layering.Request{Remove: []string{"lab-nowhere"}}, fault.NotFound, "lab-nowhere"},
+			{layering.Request{Files: []string{noPackage}}, fault.Usage, "not a"},
+			{layering.Request{Files: []string{noPackage + "-missing"}}, fault.NotFound, "missing"},
+			{layering.Request{Files: []string{t.TempDir()}}, fault.Usage, "not a file"},
+		} {
+			_, err := s.Resolve(t.Context(), tc.req)
+			if fault.KindOf(err) != tc.kind || !strings.Contains(err.Error()+fault.HintOf(err), tc.say) {
+				t.Errorf("%+v: %v (%v, hint %q), want %v with %q", tc.req, err, fault.KindOf(err), fault.HintOf(err), tc.kind, tc.say)
+			}
+		}
+	})
+}
+
+func TestLocalFile(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		file := filepath.Join(w.made, map[string]string{"apt": "deb/lab-link_2.1_all.deb", "dnf": "rpm/lab-link-2.1-1.noarch.rpm"}[w.engine])
+		r, err := w.add(t, layering.Request{Files: []string{file}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.installed(); got != "lab-anchor 1.0, lab-link 2.1" {
+			t.Errorf("locked: %s", got)
+		}
+		for _, p := range r.lock.Install {
+			if local := p.Name == "lab-link"; local != (p.Repository == "") || local != p.Requested {
+				t.Errorf("the lock has %+v", p)
+			}
+		}
+		r.has(t, "usr/bin/lab-link", "usr/bin/lab-anchor")
+	})
+}
+
+func TestRepositories(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		file := map[string]string{"apt": "lab-anchor_1.0_all.deb", "dnf": "lab-anchor-1.0-1.noarch.rpm"}[w.engine]
+		good, err := os.ReadFile(filepath.Join(w.made, map[string]string{"apt": "deb", "dnf": "rpm"}[w.engine], file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := w.open(t)
+		defer w.close(t, s)
+		lock, err := s.Resolve(t.Context(), layering.Request{Install: []string{"lab-anchor"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Make(t.Context(), lock); err == nil {
+			t.Error("a layer is made of packages that nobody fetched")
+		}
+		bad := append([]byte{}, good...)
+		bad[len(bad)/2] ^= 1
+		w.repo.replace(file, bad)
+		if err := s.Fetch(t.Context(), lock); fault.KindOf(err) != fault.Untrusted {
+			t.Errorf("a package that is not the one in the lock: %v, want untrusted", err)
+		}
+		w.repo.replace(file, good)
+		if err := s.Fetch(t.Context(), lock); err != nil {
+			t.Fatal(err)
+		}
+		w.repo.requests()
+		if err := s.Fetch(t.Context(), lock); err != nil {
+			t.Fatal(err)
+		}
+		if asked := w.repo.requests(); len(asked) > 0 {
+			t.Errorf("fetching again what is in the cache asks for %q", asked)
+		}
+		w.repo.Close()
+		down := *w
+		down.work = t.TempDir()
+		_, err = down.add(t, layering.Request{Install: []string{"lab-link"}})
+		if fault.KindOf(err) != fault.Unavailable {
+			t.Errorf("a repository that is down: %v, want unavailable", err)
+		}
+	})
+}
+
+func TestNoPackageManager(t *testing.T) {
+	lab.NeedRoot(t)
+	lab.Need(t, "bwrap")
+	opt := layering.Options{Work: t.TempDir(), Cache: t.TempDir()}
+	_, err := layering.Open(t.Context(), layering.Base{Root: t.TempDir()}, opt)
+	if fault.KindOf(err) != fault.Conflict || !strings.Contains(fault.HintOf(err), "dnf or apt") {
+		t.Errorf("a base without a package manager: %v", err)
+	}
+	t.Setenv("PATH", t.TempDir())
+	_, err = layering.Open(t.Context(), layering.Base{Root: t.TempDir()}, opt)
+	if fault.KindOf(err) != fault.Conflict || !strings.Contains(fault.HintOf(err), "bubblewrap") {
+		t.Errorf("a machine without bubblewrap: %v", err)
+	}
+}
+
+func TestCancel(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		s := w.open(t)
+		defer w.close(t, s)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(50*time.Millisecond, cancel)
+		if _, err := s.Resolve(ctx, layering.Request{Install: []string{"lab-chain"}}); !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled while resolving: %v", err)
+		}
+		if _, err := build(t.Context(), s, layering.Request{Install: []string{"lab-chain"}}); err != nil {
+			t.Errorf("the session after a cancelled call: %v", err)
+		}
+	})
+}
+
+// TestKilled: a session that was killed leaves a directory, which the next one
+// removes, and no mount and no process.
+func TestKilled(t *testing.T) {
+	if dir := os.Getenv("KEDGE_TEST_KILLED"); dir != "" {
+		s, err := layering.Open(t.Context(), layering.Base{Root: os.Getenv("KEDGE_TEST_BASE"), Created: created}, layering.Options{Work: dir, Cache: filepath.Join(dir, "../cache")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Packages(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	}
+	w := newWorld(t, "apt")
+	cmd := exec.Command(os.Args[0], "-test.run=^TestKilled$")
+	cmd.Env = append(os.Environ(), "KEDGE_TEST_KILLED="+w.work, "KEDGE_TEST_BASE="+w.base.Root)
+	if out, err := cmd.CombinedOutput(); err == nil || cmd.ProcessState.ExitCode() != -1 {
+		t.Fatalf("the session ended by itself (%v):\n%s", err, out)
+	}
+	left, err := filepath.Glob(filepath.Join(w.work, "*"))
+	if err != nil || len(left) != 1 {
+		t.Fatalf("the killed session left %q (%v), want its directory", left, err)
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), w.work) {
+		t.Errorf("the killed session left mounts (%v)", err)
+	}
+	w.close(t, w.open(t))
+}
