@@ -2,7 +2,6 @@ package imageroot
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -128,13 +127,4 @@ func (s *Sysroot) requireBooted(what string) (*Deployment, error) {
 		return d, nil
 	}
 	return nil, fault.New(fault.Conflict, "", "%s: this sysroot is not the booted one", what)
-}
-
-// removeRun removes a file of the machine's run directory; a missing one is
-// fine.
-func (s *Sysroot) removeRun(name string) error {
-	if err := s.host.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove /%s: %w", name, err)
-	}
-	return nil
 }

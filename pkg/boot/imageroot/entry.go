@@ -138,13 +138,14 @@ func (s *Sysroot) fillEntries(dir string, list []*Deployment) (changed bool, err
 	if err != nil {
 		return false, err
 	}
-	files := encode(list)
 	have, err := s.readEntries()
 	if err != nil {
 		return false, fmt.Errorf("read the boot entries in use: %w", err)
 	}
+	files := encode(list)
 	for name, text := range have {
-		if _, _, _, ours := imageOf(bls.Parse(string(text))); !ours || !strings.HasSuffix(name, ".conf") {
+		_, _, _, ours := imageOf(bls.Parse(string(text)))
+		if _, taken := files[name]; !taken && (!ours || !strings.HasSuffix(name, ".conf")) {
 			files[name] = text
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
 	"github.com/kedge-os/kedge/pkg/boot/source"
+	"github.com/kedge-os/kedge/pkg/fault"
 )
 
 // mergeEtc fills a deployment's etc from its image's and merge's changes, which
@@ -56,7 +57,11 @@ func (i *images) etc(d *Deployment) (source.Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	return image.Dir("etc")
+	dir, err := image.Dir("etc")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.Conflict, "the image has to be repaired", "the image has no /etc")
+	}
+	return dir, err
 }
 
 // etcOf opens the defaults and the etc of a deployment; both are nil for none.

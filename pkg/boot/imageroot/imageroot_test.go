@@ -188,6 +188,7 @@ func TestBadImages(t *testing.T) {
 		{"no kernel", "no kernel", osTree("k").without(lib+"6.1.0/vmlinuz", lib+"6.1.0/initramfs.img"), fault.Conflict},
 		{"no initramfs", "no initramfs", osTree("k").without(lib + "6.1.0/initramfs.img"), fault.Conflict},
 		{"two kernels", "two kernels, 6.1.0 and 6.2.0", osTree("k").with(files{lib + "6.2.0/vmlinuz": "x"}), fault.Conflict},
+		{"no etc", "no /etc", osTree("k").without("etc/conf", "etc/app/app.conf", "etc/link", "etc/.updated"), fault.Conflict},
 		{"kernel arguments", "kernel arguments", osTree("k").with(files{"usr/lib/bootc/kargs.d/x.toml": "karg=1"}), fault.Corrupt},
 		{"kernel arguments that are a directory", "not a regular file", osTree("k").with(files{"usr/lib/bootc/kargs.d/x.toml/": ""}), fault.Corrupt},
 	} {
@@ -240,6 +241,24 @@ func TestEtcChanges(t *testing.T) {
 func TestNoSysroot(t *testing.T) {
 	_, err := Open(t.TempDir(), Options{Host: t.TempDir()})
 	wantKind(t, err, fault.NotFound, "state/deploy")
+}
+
+// TestMarkerOfTheMachine: work on another sysroot leaves alone what the running
+// machine has staged.
+func TestMarkerOfTheMachine(t *testing.T) {
+	w, other := newWorld(t), newWorld(t)
+	s, _ := w.booted(osTree("k1"))
+	w.stage(s, w.image(osTree("k2")))
+	other.host = w.host
+	o := other.open()
+	other.deploy(o, request(o, other.image(osTree("k3"))))
+	if o.Staged() != nil {
+		t.Error("the machine's staged deployment is listed in another sysroot")
+	}
+	must(t, s.Load())
+	if s.Staged() == nil {
+		t.Error("what the machine had staged is gone")
+	}
 }
 
 func TestLock(t *testing.T) {

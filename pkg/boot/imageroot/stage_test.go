@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -136,6 +138,36 @@ func TestStageAndFinalize(t *testing.T) {
 		t.Errorf("booted after finalisation = %v, want the old deployment", got)
 	}
 	golden(t, "staged.entries", w.entries(entriesDir), map[string]string{old.Digest: "DIGEST", c2: "DIGEST2"})
+}
+
+// TestLabels: files of the image have the labels that the image was given,
+// local ones keep theirs, and a second merge has nothing to correct.
+func TestLabels(t *testing.T) {
+	w := newWorld(t)
+	s, old := w.booted(osTree("k1"))
+	set := func(name, label string) {
+		t.Helper()
+		must(t, unix.Lsetxattr(filepath.Join(w.dir, name), "security.selinux", []byte(label), 0))
+	}
+	w.write(old.Dir()+"/etc/mine", "1")
+	set(old.Dir()+"/etc/mine", "u:r:mine_t:s0\x00")
+	next := w.image(osTree("k2"))
+	for name, label := range map[string]string{"": "etc_t", "/conf": "conf_t", "/app": "app_t"} {
+		set(filepath.Join(repoDir, next)+"/etc"+name, "u:r:"+label+":s0")
+	}
+	d := w.stage(s, next)
+	r, err := s.Finalize(context.Background())
+	must(t, err)
+	if r.Etc.Others != 0 || r.Etc.Files > 1 {
+		t.Errorf("the second merge wrote %+v", r.Etc)
+	}
+	for name, want := range map[string]string{"": "etc_t", "/conf": "conf_t", "/app": "app_t", "/mine": "mine_t"} {
+		buf := make([]byte, 100)
+		n, err := unix.Lgetxattr(filepath.Join(w.dir, d.Dir(), "etc")+name, "security.selinux", buf)
+		if got := string(buf[:max(n, 0)]); err != nil || got != "u:r:"+want+":s0\x00" {
+			t.Errorf("label of /etc%s = %q, %v; want %s", name, got, err, want)
+		}
+	}
 }
 
 func TestStageReplacesStaged(t *testing.T) {

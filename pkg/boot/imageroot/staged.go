@@ -144,9 +144,13 @@ func (s *Sysroot) dropStaged(d *Deployment) error {
 	return s.removeState(d)
 }
 
+// removeMarker removes what says that something is staged. The running machine's
+// own marker is none of an other sysroot's business.
 func (s *Sysroot) removeMarker() error {
-	if err := s.removeRun(markerFile); err != nil {
-		return err
+	if s.booted != nil {
+		if err := s.host.Remove(markerFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove /%s: %w", markerFile, err)
+		}
 	}
 	if s.boot == nil {
 		return nil

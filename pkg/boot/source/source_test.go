@@ -177,7 +177,9 @@ func TestTruncatedFile(t *testing.T) {
 	tree.Root.Set("f", &fstree.Inode{Mode: unix.S_IFREG | 0o644, Size: 3})
 	big := &fstree.Inode{Mode: unix.S_IFREG | 0o644, Size: 1 << 40}
 	tree.Root.Set("big", big)
-	tree.Root.Set("hidden", &fstree.Inode{Mode: unix.S_IFREG, Xattrs: tree.Intern([]fstree.Xattr{{Name: "trusted.overlay.redirect", Value: "x"}, {Name: "user.a", Value: "b"}})})
+	tree.Root.Set("hidden", &fstree.Inode{Mode: unix.S_IFREG, Xattrs: tree.Intern([]fstree.Xattr{
+		{Name: "trusted.overlay.redirect", Value: "x"}, {Name: "user.a", Value: "b"}, {Name: "security.selinux", Value: "system_u:object_r:etc_t:s0"},
+	})})
 	for _, content := range []string{"ab", "abcd"} {
 		image := source.NewImage(context.Background(), tree, func(context.Context, *fstree.Inode) (io.ReadCloser, error) {
 			return io.NopCloser(strings.NewReader(content)), nil
@@ -190,8 +192,8 @@ func TestTruncatedFile(t *testing.T) {
 		}
 		dir, err := image.Dir("")
 		must(t, err)
-		if x, err := dir.Xattrs("hidden"); err != nil || !slices.Equal(x, []dirfd.Xattr{{Name: "user.a", Value: "b"}}) {
-			t.Errorf("attributes = %v, %v; want the overlay's left out", x, err)
+		if x, err := dir.Xattrs("hidden"); err != nil || !slices.Equal(x, []dirfd.Xattr{{Name: "security.selinux", Value: "system_u:object_r:etc_t:s0\x00"}, {Name: "user.a", Value: "b"}}) {
+			t.Errorf("attributes = %v, %v; want the overlay's left out and the label as the kernel has it", x, err)
 		}
 	}
 }

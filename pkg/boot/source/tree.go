@@ -253,7 +253,8 @@ func (d *treeDir) Readlink(name string) (string, error) {
 	return n.Target, nil
 }
 
-// Xattrs leaves out those that only an overlay of the image reads.
+// Xattrs leaves out those that only an overlay of the image reads. An image has
+// labels without the final NUL with which the kernel shows and keeps them.
 func (d *treeDir) Xattrs(name string) ([]dirfd.Xattr, error) {
 	n, err := d.child("list extended attributes of", name)
 	if err != nil {
@@ -261,9 +262,14 @@ func (d *treeDir) Xattrs(name string) ([]dirfd.Xattr, error) {
 	}
 	var list []dirfd.Xattr
 	for _, x := range n.Xattrs.All() {
-		if !strings.HasPrefix(x.Name, "trusted.overlay.") {
-			list = append(list, dirfd.Xattr{Name: x.Name, Value: x.Value})
+		if strings.HasPrefix(x.Name, "trusted.overlay.") {
+			continue
 		}
+		value := x.Value
+		if x.Name == dirfd.SELinux && !strings.HasSuffix(value, "\x00") {
+			value += "\x00"
+		}
+		list = append(list, dirfd.Xattr{Name: x.Name, Value: value})
 	}
 	return list, nil
 }
