@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"go.podman.io/image/v5/directory"
 	"go.podman.io/image/v5/docker"
@@ -135,7 +136,12 @@ func (r Reference) imageReference() (types.ImageReference, error) {
 		case OCI:
 			return layout.ParseReference(r.Name)
 		case OCIArchive:
-			return archive.ParseReference(r.Name)
+			ref, err := archive.ParseReference(r.Name)
+			if err != nil {
+				return nil, err
+			}
+			file, image, _ := strings.Cut(r.Name, ":")
+			return archiveReference{ref, file, image}, nil
 		case Dir:
 			return directory.Transport.ParseReference(r.Name)
 		default:
