@@ -171,3 +171,33 @@ type Cleanup struct {
 	Objects     int      `json:"objects"`
 	Bytes       int64    `json:"bytes"`
 }
+
+// ImageDigest is the digest that a backend gives the root of an image.
+type ImageDigest struct {
+	// Backend is ostree or composefs.
+	Backend string `json:"backend"`
+	// Algorithm is sha256 or sha512.
+	Algorithm string `json:"algorithm"`
+	// Digest is hex: of the composefs backend what composefs= names, of the
+	// ostree backend what libostree calls ostree.composefs.digest.v0.
+	Digest string `json:"digest"`
+}
+
+// DigestComparison holds the roots of two images against each other.
+type DigestComparison struct {
+	Backend string `json:"backend"`
+	A       string `json:"a"`
+	B       string `json:"b"`
+	// First is null where both are the same.
+	First *DigestDifference `json:"first"`
+}
+
+// DigestDifference is the first path in which two roots differ.
+type DigestDifference struct {
+	Path string `json:"path"`
+	// Field is in the words of the dump format, or "only in A", "only in B".
+	Field string `json:"field"`
+	// A and B are whole lines of the dump format, where both roots have the path.
+	A string `json:"a,omitempty"`
+	B string `json:"b,omitempty"`
+}

@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
+	"fmt"
 
 	"github.com/urfave/cli/v2"
 
+	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/builder"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -18,7 +20,7 @@ type containerDigestOptions struct {
 
 func (o *containerDigestOptions) flags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "backend", Value: "composefs", Usage: "the digest that `BACKEND` gives the root: composefs", Destination: &o.backend},
+		&cli.StringFlag{Name: "backend", Value: "composefs", Usage: "the digest that `BACKEND` gives the root: composefs or ostree", Destination: &o.backend},
 		&cli.StringFlag{Name: "format", Value: "digest", Usage: "print the `FORMAT`: digest, or dump (composefs-dump(5))", Destination: &o.format},
 		&cli.BoolFlag{Name: "compare", Usage: "compare two operands and name the first path and field that differ", Destination: &o.compare},
 		&cli.BoolFlag{Name: "raw", Usage: "take the root as a container shows it, not as it is booted", Destination: &o.options.Raw},
@@ -36,11 +38,12 @@ func cmdContainer(e *env) *cli.Command {
 		UsageText:   "kedge container digest quay.io/example/os:1",
 		Subcommands: []*cli.Command{{
 			Name:      "digest",
-			Usage:     "print the composefs digest of an image or a directory",
+			Usage:     "print the digest of the root of an image or a directory",
 			ArgsUsage: "IMAGE|DIR [IMAGE|DIR]",
 			Description: "The digest is what composefs= names on the kernel command line of a host that boots the\n" +
 				"image. An image, the directory that it is unpacked in and a host's store give the same one.\n" +
-				"A DIR begins with / or a dot.\n\n" +
+				"A DIR begins with / or a dot. With --backend ostree it is the digest of the commit's files\n" +
+				"that libostree calls ostree.composefs.digest.v0.\n\n" +
 				"With --compare the exit status is 0 if both have the same digest and 4 if not.",
 			UsageText: "kedge container digest --compare oci:build:latest /mnt/rootfs",
 			Flags:     o.flags(),
@@ -59,8 +62,11 @@ func cmdContainer(e *env) *cli.Command {
 }
 
 func runContainerDigest(ctx context.Context, e *env, o *containerDigestOptions, what []string) error {
-	if o.backend != "composefs" {
-		return fault.New(fault.Usage, "use composefs", "--backend %s: it gives roots no digest that an image has by itself", o.backend)
+	compute := map[string]func(context.Context, string, builder.DigestOptions) (*builder.Root, error){
+		"composefs": builder.Digest, "ostree": builder.OSTreeDigest,
+	}[o.backend]
+	if compute == nil {
+		return fault.New(fault.Usage, "use composefs or ostree", "--backend %s: unknown backend", o.backend)
 	}
 	if o.format != "digest" && o.format != "dump" {
 		return fault.New(fault.Usage, "use digest or dump", "--format %s: unknown format", o.format)
@@ -68,7 +74,7 @@ func runContainerDigest(ctx context.Context, e *env, o *containerDigestOptions, 
 	o.options.Sysroot, o.options.Logger = e.sysroot, e.log
 	var roots []*builder.Root
 	for _, w := range what {
-		r, err := builder.Digest(ctx, w, o.options)
+		r, err := compute(ctx, w, o.options)
 		if err != nil {
 			return err
 		}
@@ -76,7 +82,7 @@ func runContainerDigest(ctx context.Context, e *env, o *containerDigestOptions, 
 	}
 	switch {
 	case o.compare:
-		return compareRoots(e, what, roots)
+		return compareRoots(e, o.backend, what, roots)
 	case o.format == "dump":
 		out := bufio.NewWriter(e.stdout)
 		if err := roots[0].WriteDump(out); err != nil {
@@ -84,24 +90,19 @@ func runContainerDigest(ctx context.Context, e *env, o *containerDigestOptions, 
 		}
 		return out.Flush()
 	case e.json:
-		return e.printJSON(struct {
-			Digest string `json:"digest"`
-		}{roots[0].Digest.String()})
+		d := roots[0].Digest
+		return e.printJSON(v1.ImageDigest{Backend: o.backend, Algorithm: d.Algorithm().String(), Digest: d.String()})
 	}
 	return e.printf("%s\n", roots[0].Digest)
 }
 
-func compareRoots(e *env, what []string, roots []*builder.Root) error {
+func compareRoots(e *env, backend string, what []string, roots []*builder.Root) error {
 	d, err := builder.Compare(roots[0], roots[1])
 	if err != nil {
 		return err
 	}
 	if e.json {
-		err := e.printJSON(struct {
-			A     string              `json:"a"`
-			B     string              `json:"b"`
-			First *builder.Difference `json:"first"`
-		}{roots[0].Digest.String(), roots[1].Digest.String(), d})
+		err := e.printJSON(v1.DigestComparison{Backend: backend, A: roots[0].Digest.String(), B: roots[1].Digest.String(), First: d})
 		if err != nil {
 			return err
 		}
@@ -112,5 +113,9 @@ func compareRoots(e *env, what []string, roots []*builder.Root) error {
 		}
 		return e.printf("%s\n", roots[0].Digest)
 	}
-	return fault.New(fault.Conflict, "build both from the same files, times included", "%s and %s differ first at %s", what[0], what[1], d)
+	at := d.Path + ": " + d.Field
+	if d.A != "" || d.B != "" {
+		at += fmt.Sprintf(": %s against %s", d.A, d.B)
+	}
+	return fault.New(fault.Conflict, "build both from the same files, times included", "%s and %s differ first at %s", what[0], what[1], at)
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/composefs"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
@@ -93,13 +94,7 @@ type meterStore struct{ *composefs.Meter }
 func (s meterStore) Begin(string) (ocibridge.LayerWriter, error) { return s.Meter, nil }
 
 func readImage(ctx context.Context, m *composefs.Meter, image string, o DigestOptions) (*fstree.Tree, error) {
-	ref, err := ocibridge.ParseReference(image, "")
-	if err != nil {
-		return nil, err
-	}
-	src, err := ocibridge.Open(ctx, ref, ocibridge.Options{
-		Root: o.Sysroot, AllowUnbootable: true, AllowPlatform: true, Logger: o.Logger, Progress: o.Progress,
-	})
+	src, err := openImage(ctx, image, o)
 	if err != nil {
 		return nil, err
 	}
@@ -112,31 +107,26 @@ func readImage(ctx context.Context, m *composefs.Meter, image string, o DigestOp
 	return img.Tree, nil
 }
 
-// Difference is the first path in which two roots differ.
-type Difference struct {
-	Path  string `json:"path"`
-	Field string `json:"field"` // in the words of the dump format; "only in A", "only in B"
-	A     string `json:"a,omitempty"`
-	B     string `json:"b,omitempty"`
-}
-
-func (d *Difference) String() string {
-	if d.A == "" && d.B == "" {
-		return d.Path + ": " + d.Field
+func openImage(ctx context.Context, image string, o DigestOptions) (*ocibridge.Source, error) {
+	ref, err := ocibridge.ParseReference(image, "")
+	if err != nil {
+		return nil, err
 	}
-	return fmt.Sprintf("%s: %s: %s against %s", d.Path, d.Field, d.A, d.B)
+	return ocibridge.Open(ctx, ref, ocibridge.Options{
+		Root: o.Sysroot, AllowUnbootable: true, AllowPlatform: true, Logger: o.Logger, Progress: o.Progress,
+	})
 }
 
 // Compare returns the first difference of two roots, in the order of a walk, or
 // nil. A and B are the whole dump lines where both have the path.
-func Compare(a, b *Root) (*Difference, error) {
+func Compare(a, b *Root) (*v1.DigestDifference, error) {
 	if a.Digest == b.Digest {
 		return nil, nil
 	}
-	var first *Difference
+	var first *v1.DigestDifference
 	stop := fault.New(fault.Internal, "", "found")
 	err := composefs.Diff(a.Tree, b.Tree, func(c composefs.Change) error {
-		first = &Difference{Path: c.Path}
+		first = &v1.DigestDifference{Path: c.Path}
 		switch {
 		case c.A == nil:
 			first.Field = "only in B"

@@ -2,14 +2,25 @@ package builder_test
 
 import (
 	"context"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	ociv1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kedge-os/kedge/e2e/smallimage"
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/builder"
+	"github.com/kedge-os/kedge/pkg/composefs"
+	"github.com/kedge-os/kedge/pkg/fstree"
+	"github.com/kedge-os/kedge/pkg/fsverity"
+	"github.com/kedge-os/kedge/pkg/host"
+	"github.com/kedge-os/kedge/pkg/ocibridge"
+	"github.com/kedge-os/kedge/pkg/ostree"
+	"github.com/kedge-os/kedge/pkg/ostree/object"
 )
 
 func run(t testing.TB, name string, args ...string) string {
@@ -126,6 +137,78 @@ func TestImageAndDirectory(t *testing.T) {
 	if d != nil {
 		t.Errorf("the image and its directory differ: %s", d)
 	}
+}
+
+// TestOSTreeImageAndDirectory is the same for the ostree backend, and holds the
+// digest against that of the commit that an import of the image makes.
+func TestOSTreeImageAndDirectory(t *testing.T) {
+	lab.NeedRoot(t)
+	lab.Need(t, "umoci")
+	layout := filepath.Join(t.TempDir(), "layout")
+	smallimage.Layout(t, layout, map[string]ociv1.Image{"v": smallimage.New(t, "1", smallimage.OS(1))})
+	bundle := filepath.Join(t.TempDir(), "bundle")
+	run(t, "umoci", "unpack", "--image", layout+":v", bundle)
+	var roots []*builder.Root
+	for _, what := range []string{"oci:" + layout + ":v", bundle + "/rootfs"} {
+		r, err := builder.OSTreeDigest(t.Context(), what, builder.DigestOptions{Sysroot: sysroot(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots = append(roots, r)
+	}
+	if d, err := builder.Compare(roots[0], roots[1]); d != nil || err != nil {
+		t.Errorf("the image and its directory differ: %v, %v", d, err)
+	}
+	if got, want := roots[0].Digest.String(), storedDigest(t, "oci:"+layout+":v"); got != want {
+		t.Errorf("the digest is %s, of the commit on a host %s", got, want)
+	}
+	if roots[0].Tree.Lookup("usr/etc/hostname") == nil {
+		t.Error("/etc is not where the ostree backend has it")
+	}
+}
+
+// storedDigest installs the image and measures the files of its commit where
+// they lie.
+func storedDigest(t *testing.T, image string) string {
+	t.Helper()
+	dir := t.TempDir()
+	t.Cleanup(func() { _ = exec.Command("chattr", "-R", "-f", "-i", dir).Run() })
+	_, err := host.Install(t.Context(), host.Config{
+		Sysroot: dir, NoSync: true, Images: ocibridge.Options{PolicyFile: sysroot(t) + "/etc/containers/policy.json"},
+	}, host.InstallOptions{Image: image, Backend: "ostree"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo, err := ostree.Open(dir + "/ostree/repo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.Close()
+	images, err := repo.Containers()
+	if err != nil || len(images) != 1 {
+		t.Fatalf("the repository has the images %v, %v", images, err)
+	}
+	tree, err := repo.ReadTree(t.Context(), images[0].Image.Commit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfs, err := composefs.FromOSTree(tree, func(_ string, n *fstree.Inode) (composefs.OSTreeFile, error) {
+		_, f, err := repo.OpenFile(object.Checksum(n.Content))
+		if err != nil {
+			return composefs.OSTreeFile{}, err
+		}
+		defer f.Close()
+		d, err := fsverity.Of(t.Context(), f.(*os.File), n.Size, fsverity.SHA256)
+		return composefs.OSTreeFile{Checksum: n.Content, Verity: d}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := composefs.WriteImage(io.Discard, cfs, composefs.Default)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Digest.String()
 }
 
 func TestCompare(t *testing.T) {
