@@ -207,7 +207,7 @@ func (s *Sysroot) makeRoom(images *images, next []*Deployment) error {
 	keep := slices.DeleteFunc(s.Deployments(), func(d *Deployment) bool { return d.Staged || !stays(d) })
 	kernels := map[string]bool{}
 	for _, d := range next {
-		dir, _ := placeOf(d.Entry)
+		dir, _ := kernelDirOf(d.Entry)
 		kernels[path.Base(dir)] = true
 	}
 	gain, err := s.kernelsBut(kernels)

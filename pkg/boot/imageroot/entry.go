@@ -53,7 +53,7 @@ func (s *Sysroot) describe(d *Deployment, image *source.Image, k *kernel) error 
 	d.Entry.Set("sort-key", sortKeyPrefix+get(defaultID, "ID")+"-0")
 	d.Origin.Set(bootGroup, bootTypeKey, string(TypeBLS))
 	d.Origin.Set(bootGroup, bootDigestKey, k.digest)
-	return s.choosePlace(d, k)
+	return s.nameKernel(d, k)
 }
 
 // idOf returns the os-release ID that an entry's sort-key holds.
@@ -66,7 +66,7 @@ func idOf(e *bls.Entry) string {
 	return defaultID
 }
 
-// place is the names by which boot loaders order the i-th of n entries.
+// position is the names by which boot loaders order the i-th of n entries.
 //
 // bootc makes two entries: bootc_ID-VERSION-1.conf with the sort-key bootc-ID-0
 // for the default, and bootc_ID-VERSION-0.conf with bootc-ID-1 for the other.
@@ -81,14 +81,14 @@ func idOf(e *bls.Entry) string {
 // All entries have ID and VERSION of the default in these names, where bootc
 // gives each its own VERSION: GRUB would boot the newest version whatever is
 // the default. Nothing reads ID or VERSION back from a name.
-type place struct{ i, n int }
+type position struct{ i, n int }
 
-func (p place) release() string {
+func (p position) release() string {
 	top := max(p.n-1, 1)
 	return fmt.Sprintf("%0*d", len(fmt.Sprint(top)), top-p.i)
 }
 
-func (p place) sortKey(id string) string {
+func (p position) sortKey(id string) string {
 	return fmt.Sprintf("%s%s-%0*d", sortKeyPrefix, id, len(fmt.Sprint(max(p.n-1, 1))), p.i)
 }
 
@@ -110,7 +110,7 @@ func nameSafe(v string, dash bool) string {
 
 // file returns the file name of the entry of d in a list whose default is
 // first. An entry that boot loaders count keeps its counter.
-func (p place) file(d, first *Deployment) string {
+func (p position) file(d, first *Deployment) string {
 	version, _ := first.Entry.Get("version")
 	counter := ""
 	if name, ok := bls.ParseName(d.entryFile); ok && name.Counter != nil {
@@ -123,7 +123,7 @@ func (p place) file(d, first *Deployment) string {
 func encode(list []*Deployment) map[string][]byte {
 	files := make(map[string][]byte, len(list))
 	for i, d := range list {
-		p := place{i, len(list)}
+		p := position{i, len(list)}
 		e := d.Entry.Clone()
 		e.Set("sort-key", p.sortKey(idOf(list[0].Entry)))
 		files[p.file(d, list[0])] = e.EncodeIn(entryOrder)

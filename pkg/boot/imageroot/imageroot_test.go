@@ -100,7 +100,7 @@ func TestPlaces(t *testing.T) {
 		var files, keys []string
 		d := &Deployment{Entry: entryOf("ID=os; VERSION=1")}
 		for i := range n {
-			p := place{i, n}
+			p := position{i, n}
 			files, keys = append(files, p.file(d, d)), append(keys, p.sortKey("os"))
 		}
 		if down := slices.Sorted(slices.Values(files)); n > 1 && (slices.IsSorted(files) || !slices.Equal(reversed(down), files)) {
@@ -110,8 +110,8 @@ func TestPlaces(t *testing.T) {
 			t.Errorf("sort-keys of %d entries are not in rising order: %q", n, keys)
 		}
 	}
-	one, two := place{0, 2}, place{1, 2}
-	if one.release() != "1" || two.release() != "0" || one.sortKey("a-b") != "bootc-a-b-0" || two.sortKey("a-b") != "bootc-a-b-1" || (place{0, 1}).release() != "1" {
+	one, two := position{0, 2}, position{1, 2}
+	if one.release() != "1" || two.release() != "0" || one.sortKey("a-b") != "bootc-a-b-0" || two.sortKey("a-b") != "bootc-a-b-1" || (position{0, 1}).release() != "1" {
 		t.Error("the first two entries do not have bootc's places")
 	}
 }
@@ -129,7 +129,7 @@ func TestNames(t *testing.T) {
 		{"x", strings.Repeat("9", 300), "", "bootc_x-" + strings.Repeat("9", 100) + "-1.conf"},
 	} {
 		d := &Deployment{Entry: entryOf("ID=" + c.id + "; VERSION=" + c.version), entryFile: c.file}
-		if got := (place{0, 1}).file(d, d); got != c.want {
+		if got := (position{0, 1}).file(d, d); got != c.want {
 			t.Errorf("file name for ID %q and version %q = %q, want %q", c.id, c.version, got, c.want)
 		}
 	}

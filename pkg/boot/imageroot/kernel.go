@@ -122,26 +122,26 @@ func (s *Sysroot) kernelDirs() string {
 	return "."
 }
 
-// placeOf returns the directory beneath the boot directory that holds the
+// kernelDirOf returns the directory beneath the boot directory that holds the
 // kernel of an entry.
-func placeOf(e *bls.Entry) (dir string, ok bool) {
+func kernelDirOf(e *bls.Entry) (dir string, ok bool) {
 	linux, ok := e.Get("linux")
 	dir = strings.TrimPrefix(path.Dir(path.Clean("/"+linux)), "/boot/")
 	dir = strings.TrimPrefix(dir, "/")
 	return dir, ok && strings.HasPrefix(path.Base(dir), kernelPrefix)
 }
 
-// choosePlace names the kernel's files in the entry of a new deployment: in the
+// nameKernel names the kernel's files in the entry of a new deployment: in the
 // directory of one that has the same kernel, else in one of its own.
-func (s *Sysroot) choosePlace(d *Deployment, k *kernel) error {
+func (s *Sysroot) nameKernel(d *Deployment, k *kernel) error {
 	prefix, err := s.bootPrefix()
 	if err != nil {
 		return err
 	}
 	dir := path.Join(s.kernelDirs(), kernelPrefix+d.Digest)
 	for _, o := range s.list {
-		if place, ok := placeOf(o.Entry); ok && o.BootDigest() == k.digest {
-			dir = place
+		if shared, ok := kernelDirOf(o.Entry); ok && o.BootDigest() == k.digest {
+			dir = shared
 			break
 		}
 	}
@@ -154,7 +154,7 @@ func (s *Sysroot) choosePlace(d *Deployment, k *kernel) error {
 // directory, with the directory for it; nil where it is, or is not kedge's to
 // make.
 func (s *Sysroot) missingKernel(images *images, d *Deployment) (*kernel, string, error) {
-	dir, ok := placeOf(d.Entry)
+	dir, ok := kernelDirOf(d.Entry)
 	if !ok {
 		return nil, "", nil
 	}
