@@ -157,7 +157,8 @@ func imageKarg(digest string, optional bool) string {
 }
 
 // parseImageKarg finds the image in kernel arguments: composefs=[?]DIGEST, or
-// composefs.digest=[?]FORM:DIGEST, which the initramfs prefers.
+// composefs.digest=[?]FORM:DIGEST, which the initramfs prefers; of several the
+// first counts.
 func parseImageKarg(args karg.Args) (digest string, optional, ok bool) {
 	values := args.Values(kargName)
 	if long := args.Values(kargLongName); len(long) > 0 {
@@ -166,7 +167,7 @@ func parseImageKarg(args karg.Args) (digest string, optional, ok bool) {
 	if len(values) == 0 {
 		return "", false, false
 	}
-	v, optional := strings.CutPrefix(values[len(values)-1], verityOptional)
+	v, optional := strings.CutPrefix(values[0], verityOptional)
 	v = v[strings.LastIndexByte(v, ':')+1:]
 	return v, optional, digestForm.MatchString(v)
 }

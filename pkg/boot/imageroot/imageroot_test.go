@@ -138,15 +138,15 @@ func TestNames(t *testing.T) {
 func TestImageKarg(t *testing.T) {
 	a, b := strings.Repeat("a", 128), strings.Repeat("b", 64)
 	for line, want := range map[string]string{
-		"quiet composefs=" + a:                                   a,
-		"composefs=?" + b + " rw":                                "?" + b,
-		"composefs=" + a + " composefs.digest=v1-sha256-12:" + b: b,
-		"composefs.digest=?v1-sha512-12:" + a:                    "?" + a,
-		"composefs=short":                                        "",
-		"composefs_backup=" + a:                                  "",
-		"composefs=" + strings.ToUpper(a):                        "",
-		"root=x":                                                 "",
-		"composefs=" + a + " composefs=" + strings.Repeat("c", 64) + "": strings.Repeat("c", 64),
+		"quiet composefs=" + a:                                     a,
+		"composefs=?" + b + " rw":                                  "?" + b,
+		"composefs=" + a + " composefs.digest=v1-sha256-12:" + b:   b,
+		"composefs.digest=?v1-sha512-12:" + a:                      "?" + a,
+		"composefs=short":                                          "",
+		"composefs_backup=" + a:                                    "",
+		"composefs=" + strings.ToUpper(a):                          "",
+		"root=x":                                                   "",
+		"composefs=" + a + " composefs=" + strings.Repeat("c", 64): a,
 	} {
 		digest, optional, ok := parseImageKarg(karg.Parse(line))
 		got := digest
