@@ -194,14 +194,16 @@ func (co *checkout) file(dst *os.File, e object.FileEntry) error {
 		}
 	}
 	if co.repo.mode == Bare && !co.opts.Copy && !isWhite {
-		path := n.Path(false)
-		var st unix.Stat_t
-		if err := unix.Fstatat(int(co.repo.objects.Fd()), path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return co.repo.objectError(n, err)
+		empty, err := co.isEmpty(n)
+		if err != nil {
+			return err
 		}
-		if st.Mode&unix.S_IFMT == unix.S_IFLNK || st.Size > 0 {
-			err := unix.Linkat(int(co.repo.objects.Fd()), path, int(dst.Fd()), e.Name, 0)
-			if !errors.Is(err, unix.EMLINK) && !errors.Is(err, unix.EXDEV) {
+		if !empty {
+			err := unix.Linkat(int(co.repo.objects.Fd()), n.Path(false), int(dst.Fd()), e.Name, 0)
+			switch {
+			case errors.Is(err, unix.ENOENT):
+				return co.repo.objectError(n, err)
+			case !errors.Is(err, unix.EMLINK) && !errors.Is(err, unix.EXDEV):
 				return err
 			}
 		}
@@ -218,6 +220,18 @@ func (co *checkout) file(dst *os.File, e object.FileEntry) error {
 		return co.whiteout(dst, white, m)
 	}
 	return co.copy(dst, e.Name, m, content)
+}
+
+// isEmpty reports whether an object is a regular file without content.
+func (co *checkout) isEmpty(n object.Name) (bool, error) {
+	if m, ok := co.repo.recentFile(n.Checksum); ok {
+		return m.Size == 0, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(co.repo.objects.Fd()), n.Path(false), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return false, co.repo.objectError(n, err)
+	}
+	return st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0, nil
 }
 
 func (co *checkout) symlink(dst *os.File, name string, m FileMeta) error {

@@ -190,6 +190,7 @@ func (im *Import) writeContainer(ctx context.Context, c *Container) (merge objec
 	if err := txn.Commit(); err != nil {
 		return merge, err
 	}
+	im.repo.remember(set)
 	im.Warning = errors.Join(index.commit(), im.stage.clear())
 	return merge, nil
 }

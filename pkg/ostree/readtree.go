@@ -82,11 +82,15 @@ func (t *treeReaderState) file(sum Checksum) (*fstree.Inode, error) {
 	if n := t.files[sum]; n != nil {
 		return n, nil
 	}
-	m, rc, err := t.repo.OpenFile(sum)
-	if err != nil {
-		return nil, err
+	m, known := t.repo.recentFile(sum)
+	if !known {
+		var rc io.ReadCloser
+		var err error
+		if m, rc, err = t.repo.OpenFile(sum); err != nil {
+			return nil, err
+		}
+		_ = rc.Close()
 	}
-	_ = rc.Close()
 	n := &fstree.Inode{Mode: m.Mode, UID: m.UID, GID: m.GID, Target: m.Target, Xattrs: t.tree.Intern(m.Xattrs)}
 	if m.Mode&unix.S_IFMT == unix.S_IFREG {
 		n.Size, n.Content = m.Size, fstree.Digest(sum)

@@ -33,6 +33,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -87,6 +88,7 @@ type Repo struct {
 	mode              Mode
 	config            *Config
 	bootID            string
+	recent            atomic.Pointer[recentFiles]
 }
 
 // Open opens the repository in the directory path.
