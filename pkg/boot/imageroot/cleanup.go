@@ -133,7 +133,8 @@ func (s *Sysroot) cleanKernels(context.Context) error {
 	return s.removeKernels(func(name string) bool { return s.mentioned[name] })
 }
 
-// eachKernel calls fn for every kernel directory beneath the boot directory.
+// eachKernel calls fn for every kernel directory beneath the boot directory,
+// also one that was not finished.
 func (s *Sysroot) eachKernel(fn func(dir, name string) error) error {
 	for _, dir := range []string{".", espKernels} {
 		names, err := readNames(s.boot, dir)
@@ -144,7 +145,8 @@ func (s *Sysroot) eachKernel(fn func(dir, name string) error) error {
 			return err
 		}
 		for _, n := range names {
-			if d, ok := strings.CutPrefix(n, kernelPrefix); ok && digestForm.MatchString(d) {
+			d, ok := strings.CutPrefix(n, kernelPrefix)
+			if ok && digestForm.MatchString(d) || n == kernelTmp {
 				if err := fn(dir, n); err != nil {
 					return err
 				}
@@ -185,7 +187,7 @@ func (s *Sysroot) kernelSpace(images *images, list []*Deployment) (need, free in
 		}
 		if k != nil && !counted[dir] {
 			counted[dir] = true
-			need += s.kernelBytes(k, dir, block)
+			need += k.bytes(block)
 		}
 	}
 	return need, free, nil

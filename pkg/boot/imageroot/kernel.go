@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path"
 	"strings"
@@ -123,12 +122,12 @@ func (s *Sysroot) kernelDirs() string {
 }
 
 // kernelDirOf returns the directory beneath the boot directory that holds the
-// kernel of an entry.
+// kernel of an entry; false for one that bootc or kedge did not lay out.
 func kernelDirOf(e *bls.Entry) (dir string, ok bool) {
 	linux, ok := e.Get("linux")
 	dir = strings.TrimPrefix(path.Dir(path.Clean("/"+linux)), "/boot/")
 	dir = strings.TrimPrefix(dir, "/")
-	return dir, ok && strings.HasPrefix(path.Base(dir), kernelPrefix)
+	return dir, ok && path.Base(linux) == vmlinuz && strings.HasPrefix(path.Base(dir), kernelPrefix)
 }
 
 // nameKernel names the kernel's files in the entry of a new deployment: in the
@@ -170,13 +169,15 @@ func (s *Sysroot) missingKernel(images *images, d *Deployment) (*kernel, string,
 	return k, dir, err
 }
 
+// kernelTmp is where a kernel is put together, beside its directory.
+const kernelTmp = ".kedge-kernel.tmp"
+
 // installKernel puts the kernel of a deployment into the boot directory, unless
-// it is there. A file appears there whole or not at all, and its data is durable
-// before it does, so one that is there is never read.
-func (s *Sysroot) installKernel(ctx context.Context, images *images, d *Deployment) error {
-	if _, err := s.bootDir(); err != nil {
-		return err
-	}
+// it is there. Its directory appears there whole or not at all, and its data is
+// durable before it does, so one that is there is never read; bootc, which reads
+// all of them, finds none without its initrd. It works on a FAT file system too,
+// which has neither links nor attributes.
+func (s *Sysroot) installKernel(ctx context.Context, images *images, d *Deployment) (err error) {
 	k, dir, err := s.missingKernel(images, d)
 	if k == nil || err != nil {
 		return err
@@ -185,39 +186,53 @@ func (s *Sysroot) installKernel(ctx context.Context, images *images, d *Deployme
 	if err != nil {
 		return err
 	}
-	if err := s.checkBootSpace(k, dir); err != nil {
+	if err := s.checkBootSpace(k); err != nil {
 		return err
-	}
-	if err := s.boot.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("install the kernel: %w", err)
 	}
 	lab, err := selinux.Load(image)
 	if err != nil {
 		return err
 	}
-	for _, f := range []struct {
-		name string
-		n    *fstree.Inode
-	}{{vmlinuz, k.vmlinuz}, {initrd, k.initrd}} {
+	tmp := path.Join(path.Dir(dir), kernelTmp)
+	defer func() {
+		if err != nil {
+			_ = s.boot.RemoveAll(tmp)
+			err = fmt.Errorf("install the kernel: %w", err)
+		}
+	}()
+	if err := s.boot.RemoveAll(tmp); err != nil {
+		return err
+	}
+	if err := s.boot.MkdirAll(tmp, 0o755); err != nil {
+		return err
+	}
+	for name, n := range k.files() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := s.installFile(image, f.n, dir, f.name, lab); err != nil {
-			return fmt.Errorf("install the kernel: %w", err)
+		if err := s.writeKernel(image, n, path.Join(tmp, name)); err != nil {
+			return err
+		}
+		if lab != nil {
+			if err := s.labelBoot(tmp, name, "/boot/"+path.Join(dir, name), lab); err != nil {
+				return err
+			}
 		}
 	}
-	return nil
+	// What is there of it lacks one of the two.
+	if err := s.boot.RemoveAll(dir); err != nil {
+		return err
+	}
+	return s.boot.Rename(tmp, dir)
 }
 
-// installFile works on a FAT file system too, which has neither links nor
-// attributes.
-func (s *Sysroot) installFile(image *source.Image, n *fstree.Inode, dir, name string, lab *selinux.Policy) error {
-	dst := path.Join(dir, name)
-	if _, err := s.boot.Lstat(dst); err == nil {
-		return nil
-	}
-	tmp := path.Join(dir, "."+name+".kedge.tmp")
-	f, err := s.boot.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+// files returns the kernel's files by their names in the boot directory.
+func (k *kernel) files() map[string]*fstree.Inode {
+	return map[string]*fstree.Inode{vmlinuz: k.vmlinuz, initrd: k.initrd}
+}
+
+func (s *Sysroot) writeKernel(image *source.Image, n *fstree.Inode, name string) error {
+	f, err := s.boot.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
@@ -227,14 +242,7 @@ func (s *Sysroot) installFile(image *source.Image, n *fstree.Inode, dir, name st
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
-	if err == nil && lab != nil {
-		err = s.labelBoot(dir, path.Base(tmp), "/boot/"+dst, lab)
-	}
-	if err != nil {
-		_ = s.boot.Remove(tmp)
-		return err
-	}
-	return s.boot.Rename(tmp, dst)
+	return err
 }
 
 // labelBoot gives a kernel the label that readers of /boot may read.
@@ -256,24 +264,22 @@ func (s *Sysroot) labelBoot(dir, name, as string, lab *selinux.Policy) error {
 }
 
 // checkBootSpace refuses to begin what would fill the boot file system.
-func (s *Sysroot) checkBootSpace(k *kernel, dir string) error {
+func (s *Sysroot) checkBootSpace(k *kernel) error {
 	block, free, err := bootdir.Space(s.boot)
 	if err != nil {
 		return err
 	}
-	if need := s.kernelBytes(k, dir, block); !bootdir.Fits(need, free) {
+	if need := k.bytes(block); !bootdir.Fits(need, free) {
 		return bootdir.NoSpace(need, free)
 	}
 	return nil
 }
 
-// kernelBytes is what installing a kernel adds, in blocks of size block.
-func (s *Sysroot) kernelBytes(k *kernel, dir string, block int64) int64 {
+// bytes is what installing the kernel adds, in blocks of size block.
+func (k *kernel) bytes(block int64) int64 {
 	var need int64
-	for name, n := range map[string]*fstree.Inode{vmlinuz: k.vmlinuz, initrd: k.initrd} {
-		if _, err := s.boot.Lstat(path.Join(dir, name)); errors.Is(err, fs.ErrNotExist) {
-			need += (n.Size + block - 1) / block * block
-		}
+	for _, n := range k.files() {
+		need += (n.Size + block - 1) / block * block
 	}
 	return need
 }
