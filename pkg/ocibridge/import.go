@@ -74,6 +74,9 @@ func (im *importer) layers(ctx context.Context) error {
 			continue
 		}
 		x, err := im.known(l)
+		if x == nil && err == nil {
+			x, err = im.reread(ctx, l)
+		}
 		if err != nil {
 			return err
 		}

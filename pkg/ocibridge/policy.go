@@ -63,7 +63,8 @@ func refusal(ref Reference, err error) error {
 		hint = "the origin asks for a signed image: give policy.json a signedBy or sigstoreSigned requirement for it, or switch without --enforce-sigpolicy"
 	}
 	var network net.Error
-	if kind := fault.KindOf(classify(err, "")); errors.As(err, &network) || kind == fault.Denied {
+	var file *fs.PathError // a key of the policy; its errno looks like a network's
+	if kind := fault.KindOf(classify(err, "")); errors.As(err, &network) && !errors.As(err, &file) || kind == fault.Denied {
 		return classify(err, "reading the signatures of "+ref.String())
 	}
 	return fault.New(fault.Untrusted, hint, "the signature policy refuses %s: %w", ref, err)
