@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"strings"
 
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -127,19 +126,30 @@ func (f *Files) Open(n *fstree.Inode) (io.ReadCloser, error) {
 	return nil, fault.New(fault.Conflict, "deploy the image again", "the image names no digest for a file of %d bytes", n.Size)
 }
 
-// HasLayer reports whether the layer with a diffID is in the repository, and
-// what kedge keeps of it in state (ImportOptions.State) too, so that an import
-// does not fetch it.
-func (r *Repo) HasLayer(state *os.Root, diffID string) bool {
-	name, err := layerFileName(diffID)
-	if err != nil {
-		return false
-	}
-	if _, err := state.Stat(layersDir + "/" + name); err != nil {
-		return false
-	}
-	_, err = r.linked("streams/" + layerStream(diffID))
+// HasLayer reports whether the layer with a diffID is in the repository.
+func (r *Repo) HasLayer(diffID string) bool {
+	_, err := r.linked("streams/" + layerStream(diffID))
 	return err == nil
+}
+
+// OpenArchive reads the tar of a layer that the repository has; one that it has
+// not, or of which an object counts as damaged, is fs.ErrNotExist. It implements
+// ocibridge.Archives.
+func (im *Import) OpenArchive(diffID string) (io.ReadCloser, error) {
+	d, err := im.repo.linked("streams/" + layerStream(diffID))
+	if err != nil {
+		return nil, err
+	}
+	s, err := im.repo.readStream(d, typeLayer)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range append(s.Objects, d) {
+		if im.sink.damage[o] {
+			return nil, fmt.Errorf("object %s: %w", o, fs.ErrNotExist)
+		}
+	}
+	return s.Original(im.openObject)
 }
 
 // HasImage reports whether the repository has an image of that digest.

@@ -102,14 +102,7 @@ func (s archiveStore) Begin(diffID string) (ocibridge.LayerWriter, error) {
 }
 
 // HasLayer implements store.
-func (s *composefsStore) HasLayer(l imageLayer) bool {
-	state, err := s.Root().OpenRoot(composefsState)
-	if err != nil {
-		return false
-	}
-	defer state.Close()
-	return s.repo.HasLayer(state, l.diffID)
-}
+func (s *composefsStore) HasLayer(l imageLayer) bool { return s.repo.HasLayer(l.diffID) }
 
 // stored calls fn for each image that the repository has a tag of kedge's or
 // bootc's for.
