@@ -28,18 +28,22 @@ func (s *Sysroot) Finalize(ctx context.Context) (Finalized, error) {
 		return Finalized{}, err
 	}
 	d := s.Staged()
+	m, err := s.readMarker()
+	if err != nil {
+		return Finalized{}, err
+	}
 	switch {
-	case d == nil:
+	case d == nil || m == nil:
 		s.log.Info("nothing is staged")
 		return Finalized{}, nil
-	case !d.Ours:
+	case !d.Ours || m.Kedge == nil:
 		s.log.Info("the staged deployment is not kedge's to finalize", "deployment", d.Name())
 		return Finalized{}, nil
 	case d.Held:
 		s.log.Info("the staged deployment is held", "deployment", d.Name())
 		return Finalized{}, nil
 	}
-	result, err := s.finalize(ctx, d)
+	result, err := s.finalize(ctx, d, m.Kedge)
 	if err != nil {
 		err = fmt.Errorf("finalize %s: %w", d.Name(), err)
 		if serr := stamp.Write(s.root, failureFile, Failure{Time: s.opts.Clock(), Deployment: d.Name(), Message: err.Error()}); serr != nil {
@@ -53,21 +57,18 @@ func (s *Sysroot) Finalize(ctx context.Context) (Finalized, error) {
 	return result, nil
 }
 
-func (s *Sysroot) finalize(ctx context.Context, staged *Deployment) (Finalized, error) {
-	m, err := s.readMarker()
-	if err != nil {
-		return Finalized{}, err
-	}
-	merge := s.first(func(d *Deployment) bool { return !d.Staged && d.Digest == m.Kedge.Merge })
+func (s *Sysroot) finalize(ctx context.Context, staged *Deployment, m *markerKedge) (Finalized, error) {
+	merge := s.first(func(d *Deployment) bool { return !d.Staged && d.Digest == m.Merge })
 	if b := s.Booted(); b.sameState(merge) {
 		merge = b
 	}
-	if m.Kedge.Merge != "" && merge == nil {
+	if m.Merge != "" && merge == nil {
 		return Finalized{}, fault.New(fault.Conflict, "stage the deployment again", "the deployment whose /etc it continues is not in the list any more")
 	}
 	var stats etcmerge.Stats
 	if !staged.pending || !staged.sameState(merge) {
-		o := etcmerge.WriteOptions{Since: time.Unix(0, m.Kedge.Began)}
+		o := etcmerge.WriteOptions{Since: time.Unix(0, m.Began)}
+		var err error
 		if _, stats, err = s.mergeEtc(ctx, s.newImages(ctx), staged, merge, o); err != nil {
 			return Finalized{}, err
 		}
@@ -77,7 +78,7 @@ func (s *Sysroot) finalize(ctx context.Context, staged *Deployment) (Finalized, 
 	}
 	fresh := *staged
 	fresh.Staged = false
-	if err := s.Write(ctx, s.With(&fresh, Retention{Merge: merge, All: m.Kedge.Retain})); err != nil {
+	if err := s.Write(ctx, s.With(&fresh, Retention{Merge: merge, All: m.Retain})); err != nil {
 		return Finalized{}, err
 	}
 	return Finalized{Deployment: s.first(fresh.same), Etc: stats}, nil

@@ -103,12 +103,12 @@ func (s *Sysroot) SetHold(hold bool) error {
 		return err
 	}
 	d := s.Staged()
-	if d == nil || !d.Ours {
-		return fault.New(fault.NotFound, "", "kedge has staged no deployment")
-	}
 	m, err := s.readMarker()
 	if err != nil {
 		return err
+	}
+	if d == nil || m == nil || m.Kedge == nil {
+		return fault.New(fault.NotFound, "", "kedge has staged no deployment")
 	}
 	m.Kedge.Hold = hold
 	if err := s.writeMarker(m); err != nil {
