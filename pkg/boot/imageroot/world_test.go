@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/kedge-os/kedge/internal/lab"
+	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
 	"github.com/kedge-os/kedge/pkg/composefs"
@@ -323,4 +324,13 @@ func (w *world) snapshot() string {
 		return err
 	}))
 	return b.String()
+}
+
+// entryOf makes an entry of "ID=…; VERSION=…".
+func entryOf(s string) *bls.Entry {
+	id, version, _ := strings.Cut(s, "; VERSION=")
+	e := &bls.Entry{}
+	e.Set("version", version)
+	e.Set("sort-key", sortKeyPrefix+strings.TrimPrefix(id, "ID=")+"-0")
+	return e
 }
