@@ -8,6 +8,11 @@
 #             RPM database in /usr/lib/sysimage/rpm, some packages of the lab in it
 #   deb/      an apt repository of the lab's packages (packages/fixtures.sh)
 #   rpm/      a dnf repository of the same packages
+#   deb-signed/, deb-forged/
+#             the same, signed with keys/lab.asc and with another key
+#   rpm-signed/
+#             lab-anchor, signed with keys/lab.asc; lab-bonus, with another key;
+#             lab-postbird, not signed
 #   base/     the packages that are in both roots, as deb and rpm
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -87,10 +92,11 @@ say "2/4 a Debian with rpm and dnf"
 dnf_root=$work/dnf-root
 debian "$dnf_root" rpm dnf createrepo-c systemd-standalone-sysusers systemd-standalone-tmpfiles
 say "3/4 packages"
-mkdir -p "$work"/{deb,rpm,base,spec,stage}
+mkdir -p "$work"/{deb,rpm,rpm-signed,base,spec,stage,keys}
 fixtures
 build_rpms "$dnf_root"
 build_repositories "$dnf_root"
+sign_repositories "$dnf_root"
 say "4/4 roots"
 mkdir -p "$apt_root/usr/lib/sysimage" "$dnf_root/usr/lib/sysimage"
 inside "$apt_root" sh -c 'dpkg -i /work/base/*.deb' >"$work/dpkg.log" 2>&1 || { tail "$work/dpkg.log" >&2; exit 1; }
@@ -105,7 +111,7 @@ archive "$apt_root" "$work/apt.tar"
 archive "$dnf_root" "$work/dnf.tar"
 rm -rf --one-file-system "$out"
 mkdir "$out"
-mv "$work"/{apt.tar,dnf.tar,deb,rpm,base} "$out/"
+mv "$work"/{apt.tar,dnf.tar,deb,deb-signed,deb-forged,rpm,rpm-signed,keys,base} "$out/"
 touch "$out/done"
 say "made $out ($(du -sh "$out" | cut -f1))"
 echo "$out"

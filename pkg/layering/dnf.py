@@ -166,6 +166,10 @@ def transact(spec):
         rpm.addMacro('__transaction_' + name, '%{nil}')
     rpm.setVerbosity(rpm.RPMLOG_INFO)  # else what scriptlets print to stdout is lost
     ts = rpm.TransactionSet()
+    # Signatures were checked when the files were fetched, with the repository's
+    # keys; the files are those by their checksums.
+    ts.setVSFlags(rpm.RPMVSF_MASK_NOSIGNATURES)
+    ts.setVfyLevel(rpm.RPMSIG_DIGEST_TYPE)
     ts.setProbFilter(rpm.RPMPROB_FILTER_OLDPACKAGE | rpm.RPMPROB_FILTER_REPLACEPKG)
     for path in spec['paths']:
         fd = os.open(path, os.O_RDONLY)

@@ -33,16 +33,21 @@ func (*apt) query(_ context.Context, b *box) ([]Package, error) {
 }
 
 // readDpkgStatus reads dpkg's status file: the packages that are there, whether
-// configured or not, without those of which only configuration files are left.
+// configured (else the state stands behind the version), without those of which only configuration files are left.
 func readDpkgStatus(r io.Reader) ([]Package, error) {
 	var list []Package
 	var p Package
-	there := false
+	state := "" // the last word of Status
 	flush := func() {
-		if p.Name != "" && there {
+		switch state {
+		case "", "not-installed", "config-files":
+		case "installed":
+			list = append(list, p)
+		default: // no version that a lock could have
+			p.Version += " (" + state + ")"
 			list = append(list, p)
 		}
-		p, there = Package{}, false
+		p, state = Package{}, ""
 	}
 	in := bufio.NewScanner(r)
 	in.Buffer(make([]byte, 64<<10), 16<<20)
@@ -58,10 +63,7 @@ func readDpkgStatus(r io.Reader) ([]Package, error) {
 		case "Architecture":
 			p.Arch = value
 		case "Status":
-			there = !strings.HasSuffix(value, " config-files") && !strings.HasSuffix(value, " not-installed")
-			if there && !strings.HasSuffix(value, " installed") {
-				p.Version += " (" + value + ")"
-			}
+			state = value[strings.LastIndexByte(value, ' ')+1:]
 		}
 	}
 	flush()

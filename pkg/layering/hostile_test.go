@@ -103,6 +103,23 @@ func TestHostileScriptlets(t *testing.T) {
 	})
 }
 
+// TestFullDisk: a scriptlet that fills the disk is ended while there is space
+// left for others.
+func TestFullDisk(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		small := t.TempDir()
+		if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=512m"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
+		w.work = filepath.Join(small, "work")
+		_, err := w.add(t, layering.Request{Install: []string{"lab-filler"}})
+		if fault.KindOf(err) != fault.NoSpace {
+			t.Errorf("a scriptlet that fills the disk: %v, want no space", err)
+		}
+	})
+}
+
 // running returns the process whose command line starts with argv.
 func running(t *testing.T, argv string) string {
 	t.Helper()

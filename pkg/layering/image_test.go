@@ -15,6 +15,8 @@ import (
 
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/layering"
+	"github.com/kedge-os/kedge/pkg/ocibridge"
+	"github.com/kedge-os/kedge/pkg/ocibridge/storetest"
 )
 
 // baseImage is the image that the world's root was unpacked from: one layer.
@@ -84,11 +86,18 @@ func TestDerivedImage(t *testing.T) {
 			t.Errorf("the layout has %d blobs, want %d: manifest, config and the one new layer", got, want)
 		}
 
-		if err := os.Link(filepath.Join(w.made, w.engine+".tar"), filepath.Join(dir, "blobs/sha256", baseLayer.Digest.Encoded())); err != nil {
-			if _, err := lab.Command(t.Context(), "cp", filepath.Join(w.made, w.engine+".tar"), filepath.Join(dir, "blobs/sha256", baseLayer.Digest.Encoded())); err != nil {
-				t.Fatal(err)
+		// A store that has the base takes the derived image although the layout
+		// lacks the base's layers.
+		store := storetest.NewDiscard()
+		importImage(t, w.baseLayout(t, base, baseLayer), "base", store)
+		tree := importImage(t, dir, "packages", store).Tree
+		for name, want := range map[string]bool{"usr/bin/lab-chain": true, "usr/bin/lab-base": true, "usr/bin/lab-editor": false} {
+			if got := tree.Lookup(name) != nil; got != want {
+				t.Errorf("%s in the imported image: %v, want %v", name, got, want)
 			}
 		}
+
+		w.linkBlob(t, dir, baseLayer)
 		bundle := filepath.Join(t.TempDir(), "bundle")
 		if _, err := lab.Command(t.Context(), "umoci", "unpack", "--image", dir+":packages", bundle); err != nil {
 			t.Fatal(err)
@@ -126,6 +135,58 @@ func TestDerivedImage(t *testing.T) {
 			t.Errorf("after the last image is gone the layout has %q", left)
 		}
 	})
+}
+
+// linkBlob puts the base's layer into a layout.
+func (w *world) linkBlob(t *testing.T, dir string, layer v1.Descriptor) {
+	t.Helper()
+	blobs := filepath.Join(dir, "blobs/sha256")
+	if err := os.MkdirAll(blobs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lab.Command(t.Context(), "cp", filepath.Join(w.made, w.engine+".tar"), filepath.Join(blobs, layer.Digest.Encoded())); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// baseLayout writes the base image as a layout of its own.
+func (w *world) baseLayout(t *testing.T, base layering.BaseImage, layer v1.Descriptor) string {
+	t.Helper()
+	dir := t.TempDir()
+	w.linkBlob(t, dir, layer)
+	for _, b := range [][]byte{base.Manifest, base.Config} {
+		write(t, filepath.Join(dir, "blobs/sha256", digest.FromBytes(b).Encoded()), string(b))
+	}
+	index, err := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []v1.Descriptor{{
+		MediaType: v1.MediaTypeImageManifest, Digest: digest.FromBytes(base.Manifest), Size: int64(len(base.Manifest)),
+		Annotations: map[string]string{v1.AnnotationRefName: "base"},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, v1.ImageIndexFile), string(index))
+	write(t, filepath.Join(dir, v1.ImageLayoutFile), `{"imageLayoutVersion":"1.0.0"}`)
+	return dir
+}
+
+func importImage(t *testing.T, dir, tag string, store ocibridge.Store) *ocibridge.Image {
+	t.Helper()
+	ref, err := ocibridge.ParseReference(dir+":"+tag, "oci")
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy := filepath.Join(t.TempDir(), "policy.json")
+	write(t, policy, `{"default":[{"type":"insecureAcceptAnything"}]}`)
+	src, err := ocibridge.Open(t.Context(), ref, ocibridge.Options{PolicyFile: policy, Architecture: "amd64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	image, err := src.Import(t.Context(), store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
 }
 
 func blobs(t *testing.T, dir string) []string {

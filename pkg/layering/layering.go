@@ -34,14 +34,18 @@ type Options struct {
 	// Work is the directory for the session's temporary files: on a file
 	// system that can be the upper of an overlay (trusted extended attributes).
 	Work string
-	// Cache keeps metadata and packages for the next session; it may be removed at any time.
+	// Cache keeps metadata and packages for the next session; it may be removed
+	// between sessions. One session uses it at a time.
 	Cache string
 	// HostEtc is the /etc whose repositories, keys and credentials the package
 	// manager sees, read-only, when it resolves and fetches. Empty: the image's alone.
 	HostEtc string
 	// Resolv is the resolv.conf for resolving and fetching. Empty: /etc/resolv.conf.
 	Resolv string
-	Logger *slog.Logger // nil: slog.Default()
+	// Reserve is what stays free on the file system of Work, in bytes: a
+	// transaction that would take more is ended. 0: 256 MiB.
+	Reserve uint64
+	Logger  *slog.Logger // nil: slog.Default()
 }
 
 // Request is what a host asked for.

@@ -111,6 +111,34 @@ func TestRepositories(t *testing.T) {
 	})
 }
 
+// TestSignatures: apt's repositories are signed as a whole, dnf's package by
+// package.
+func TestSignatures(t *testing.T) {
+	for _, tc := range []struct {
+		engine, repository, name string
+		kind                     fault.Kind
+	}{
+		{"apt", "deb-signed", "lab-anchor", 0},
+		{"apt", "deb-forged", "lab-anchor", fault.Untrusted},
+		{"apt", "deb", "lab-anchor", fault.Untrusted}, // not signed at all
+		{"dnf", "rpm-signed", "lab-anchor", 0},
+		{"dnf", "rpm-signed", "lab-bonus", fault.Untrusted},
+		{"dnf", "rpm-signed", "lab-postbird", fault.Untrusted},
+	} {
+		t.Run(tc.repository+"/"+tc.name, func(t *testing.T) {
+			w := newWorld(t, tc.engine)
+			w.configureSigned(t, serve(t, filepath.Join(w.made, tc.repository)).URL)
+			_, err := w.add(t, layering.Request{Install: []string{tc.name}})
+			if fault.KindOf(err) != tc.kind {
+				t.Errorf("%v, want kind %q", err, tc.kind)
+			}
+			if err != nil {
+				t.Log(err)
+			}
+		})
+	}
+}
+
 func TestNoPackageManager(t *testing.T) {
 	lab.NeedRoot(t)
 	lab.Need(t, "bwrap")

@@ -52,6 +52,9 @@ func Open(ctx context.Context, base Base, opt Options) (_ *Session, err error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.Default()
 	}
+	if opt.Reserve == 0 {
+		opt.Reserve = 256 << 20
+	}
 	if opt.Resolv == "" {
 		opt.Resolv = "/etc/resolv.conf"
 	}

@@ -12,9 +12,13 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/pkg/fault"
 )
+
+// spaceEvery is how often a transaction's use of space is looked at.
+const spaceEvery = 50 * time.Millisecond
 
 // Packages lists the packages of the base.
 func (s *Session) Packages(ctx context.Context) (list []Package, err error) {
@@ -110,8 +114,10 @@ func (s *Session) Fetch(ctx context.Context, lock *Lock) error {
 			return err
 		}
 		defer done()
-		dir := s.path("fetched")
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		// Beside the cached packages, to be renamed; with nothing that an earlier
+		// run left half-way.
+		dir := filepath.Join(s.opt.Cache, "fetching")
+		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
 			return err
 		}
 		b.binds = append(b.binds, bind{from: dir, to: boxPackages, writable: true})
@@ -245,7 +251,10 @@ func (s *Session) makeLayer(ctx context.Context, mnt string, lock *Lock) (*Layer
 	}
 	tx.binds = []bind{empty, {from: filepath.Join(s.opt.Cache, "packages"), to: boxPackages}}
 	layer := &Layer{Path: s.path("layer.tar")}
-	if layer.Output, err = s.engine.transact(ctx, &tx, lock); err != nil {
+	guarded, done := s.guardSpace(ctx)
+	layer.Output, err = s.engine.transact(guarded, &tx, lock)
+	done()
+	if err != nil {
 		return nil, err
 	}
 	cs, err := s.collect(started)
@@ -279,6 +288,38 @@ func (s *Session) makeLayer(ctx context.Context, mnt string, lock *Lock) (*Layer
 	}
 	layer.DiffID, layer.Size, err = writeLayer(cs, s.epoch(), layer.Path)
 	return layer, err
+}
+
+// guardSpace ends what runs with the returned context when the file system
+// gets fuller than Options.Reserve says: scriptlets may write what they like,
+// and the host has other things to store.
+func (s *Session) guardSpace(ctx context.Context) (context.Context, func()) {
+	guarded, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	look := func() {
+		var st unix.Statfs_t
+		if err := unix.Statfs(s.dir, &st); err == nil && st.Bavail*uint64(st.Bsize) < s.opt.Reserve {
+			cancel(fault.New(fault.NoSpace, "free some space, or leave the package out", "the transaction left less than %d MB free in %s", s.opt.Reserve>>20, s.opt.Work))
+		}
+	}
+	look()
+	go func() {
+		defer close(ended)
+		every := time.NewTicker(spaceEvery)
+		defer every.Stop()
+		for {
+			select {
+			case <-guarded.Done():
+				return
+			case <-every.C:
+				look()
+			}
+		}
+	}()
+	return guarded, func() {
+		cancel(nil)
+		<-ended
+	}
 }
 
 // collect reads the transaction's changes.

@@ -99,11 +99,24 @@ func unpack(t *testing.T, archive, dir string) string {
 	return dir
 }
 
-// configure writes the host's repository files.
+// configure writes the host's repository files: one that needs no signature.
 func (w *world) configure(t *testing.T, url string) {
 	t.Helper()
 	write(t, filepath.Join(w.etc, "apt/sources.list"), "deb [trusted=yes] "+url+" ./\n")
 	write(t, filepath.Join(w.etc, "yum.repos.d/lab.repo"), "[lab]\nname=lab\nbaseurl="+url+"\ngpgcheck=0\n")
+}
+
+// configureSigned is configure for a repository that is signed with the lab's key.
+func (w *world) configureSigned(t *testing.T, url string) {
+	t.Helper()
+	key, err := os.ReadFile(filepath.Join(w.made, "keys/lab.asc"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(w.etc, "apt/keyrings/lab.asc"), string(key))
+	write(t, filepath.Join(w.etc, "pki/rpm-gpg/lab.asc"), string(key))
+	write(t, filepath.Join(w.etc, "apt/sources.list"), "deb [signed-by=/etc/apt/keyrings/lab.asc] "+url+" ./\n")
+	write(t, filepath.Join(w.etc, "yum.repos.d/lab.repo"), "[lab]\nname=lab\nbaseurl="+url+"\ngpgcheck=1\ngpgkey=file:///etc/pki/rpm-gpg/lab.asc\n")
 }
 
 func write(t *testing.T, name, text string) {

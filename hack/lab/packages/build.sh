@@ -134,3 +134,26 @@ build_repositories() {
     } >Release
   )
 }
+
+# sign_repositories ROOT: with the gpg and rpmsign of a root.
+sign_repositories() {
+  local d
+  for d in deb-signed deb-forged; do
+    cp -r "$work/deb" "$work/$d"
+  done
+  cp "$work"/rpm/lab-{anchor,bonus,postbird}-*.rpm "$work/rpm-signed/"
+  inside "$1" sh -ec '
+    export GNUPGHOME=/tmp/gnupg
+    mkdir -m 700 "$GNUPGHOME"
+    for who in lab other; do
+      gpg --batch --quiet --passphrase "" --quick-gen-key "$who <$who@example.com>" rsa3072 sign never
+    done
+    gpg --batch --armor --export lab >/work/keys/lab.asc
+    gpg --batch --local-user lab --clearsign -o /work/deb-signed/InRelease /work/deb/Release
+    gpg --batch --local-user other --clearsign -o /work/deb-forged/InRelease /work/deb/Release
+    rm /work/deb-signed/Release /work/deb-forged/Release
+    cd /work/rpm-signed
+    rpmsign --define "_gpg_name lab@example.com" --addsign lab-anchor-*.rpm
+    rpmsign --define "_gpg_name other@example.com" --addsign lab-bonus-*.rpm
+    createrepo_c --quiet .' >"$work/sign.log" 2>&1 || { tail -n 30 "$work/sign.log" >&2; exit 1; }
+}

@@ -162,6 +162,12 @@ setsid sh -c 'trap "" HUP TERM; exec sleep 987' >/dev/null 2>&1 </dev/null &
 exit 0
 END
   end
+  simple lab-filler 1.0
+  script post <<'END'
+cat /dev/zero >/usr/share/lab-fill 2>/dev/null
+exit 0
+END
+  end
   simple lab-breaker 1.0
   script post <<'END'
 mkdir -p /usr/share/lab

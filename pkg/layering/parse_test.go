@@ -1,0 +1,106 @@
+package layering
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+func TestParseSimulation(t *testing.T) {
+	// Lines as apt 3.0 prints them.
+	const text = `NOTE: This is only a simulation!
+Reading package lists...
+Remv lab-editor [1.0]
+Inst libc6 [2.41-12] (2.41-13 Debian:13.2/stable, Debian-Security:13/stable-security [amd64]) [libc6:amd64 on libc-bin:amd64 ] [libc-bin:amd64 ]
+Inst lab-vi (1:1.0~rc1+b2 localhost [all])
+Inst libfoo:i386 (1.0 Debian:13.2/stable [i386])
+Conf libc6 (2.41-13 Debian:13.2/stable [amd64])
+`
+	r := &resolution{install: []string{"lab-vi=1:1.0~rc1+b2"}, base: []Package{{Name: "lab-editor", Version: "1.0", Arch: "all"}}}
+	var lock Lock
+	if err := parseSimulation(text, r, &lock); err != nil {
+		t.Fatal(err)
+	}
+	want := Lock{
+		Install: []Package{
+			{Name: "libc6", Version: "2.41-13", Arch: "amd64", Replaces: "2.41-12", Repository: "Debian:13.2/stable, Debian-Security:13/stable-security"},
+			{Name: "lab-vi", Version: "1:1.0~rc1+b2", Arch: "all", Repository: "localhost", Requested: true},
+			{Name: "libfoo", Version: "1.0", Arch: "i386", Repository: "Debian:13.2/stable"},
+		},
+		Remove: []Package{{Name: "lab-editor", Version: "1.0", Arch: "all"}},
+	}
+	if diff := cmp.Diff(want, lock); diff != "" {
+		t.Error(diff)
+	}
+	for _, bad := range []string{"Inst x\n", "Inst x 1.0\n", "Remv x\n", "Remv lab-nowhere [1.0]\n"} {
+		if err := parseSimulation(bad, r, &Lock{}); fault.KindOf(err) != fault.Internal {
+			t.Errorf("%q: %v, want an error", bad, err)
+		}
+	}
+}
+
+func TestReadDpkgStatus(t *testing.T) {
+	const text = `Package: b
+Status: install ok installed
+Architecture: all
+Version: 1:2.0-1
+Description: two
+ Package: not this one
+
+Package: gone
+Status: deinstall ok config-files
+Architecture: amd64
+Version: 1
+
+Package: a
+Status: install ok half-configured
+Architecture: amd64
+Version: 3
+`
+	got, err := readDpkgStatus(strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Package{{Name: "a", Version: "3 (half-configured)", Arch: "amd64"}, {Name: "b", Version: "1:2.0-1", Arch: "all"}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func FuzzReadDpkgStatus(f *testing.F) {
+	f.Add("Package: a\nStatus: install ok installed\nVersion: 1\n\n")
+	f.Add(": \n\n: x\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		list, err := readDpkgStatus(strings.NewReader(text))
+		if err != nil {
+			return
+		}
+		if !slices.IsSortedFunc(list, func(a, b Package) int { return strings.Compare(a.Name, b.Name) }) {
+			t.Errorf("not in order: %+v", list)
+		}
+	})
+}
+
+func FuzzParseSimulation(f *testing.F) {
+	f.Add("Inst libc6 [2.41-12] (2.41-13 Debian:13.2/stable [amd64]) []\nRemv a [1] [b:amd64 ]\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		r := &resolution{base: []Package{{Name: "a", Version: "1", Arch: "all"}}}
+		var lock Lock
+		if err := parseSimulation(text, r, &lock); err == nil {
+			_ = addChecksums(text, r, &lock)
+		}
+	})
+}
+
+func TestNearest(t *testing.T) {
+	names := []string{"vim", "vim-tiny", "nano", "jq", "vim-nox"}
+	for name, want := range map[string][]string{"vmi": nil, "vin": {"vim"}, "vim-tinny": {"vim-tiny"}, "jq": {"jq"}, "emacs": nil} {
+		if diff := cmp.Diff(want, nearest(name, names)); diff != "" {
+			t.Errorf("nearest to %s: %s", name, diff)
+		}
+	}
+}
