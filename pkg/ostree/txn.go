@@ -175,7 +175,7 @@ func (t *Txn) commit() error {
 	}
 	if len(dirs) > 0 {
 		if err := t.repo.sealDirs(t.ctx, t.stage.dir, dirs); err != nil {
-			return err
+			return t.failed("seal new objects", err)
 		}
 		if err := t.repo.syncfs(); err != nil {
 			return err
