@@ -101,7 +101,7 @@ const (
 func (g *guest) checkComposefs() {
 	g.t.Helper()
 	g.want("the root is a composefs mount", "findmnt -no FSTYPE,SOURCE / | tr -s ' '", "overlay composefs")
-	g.want("libostree knows that it is", "grep -aqw composefs.verity /run/ostree-booted && echo yes", "yes")
+	g.want("libostree knows that it is", "grep -aq composefs.verity /run/ostree-booted && echo yes", "yes")
 	g.want("the root is read-only", "touch /e2e 2>/dev/null && echo written || echo read-only", "read-only")
 	booted := g.status().Status.Booted.OSTree.Checksum
 	g.want("libostree and kedge agree on what is booted", "ostree admin status | sed -n 's/^\\* [^ ]* \\([0-9a-f]*\\)\\..*/\\1/p'", booted)
