@@ -32,6 +32,7 @@ type env struct {
 	json       bool
 	quiet      bool
 	progressFD int
+	tool       string
 	version    bool
 
 	log *slog.Logger
@@ -63,6 +64,7 @@ func (e *env) flags() []cli.Flag {
 		&cli.BoolFlag{Name: "json", Usage: "print JSON, errors too", Destination: &e.json},
 		&cli.BoolFlag{Name: "quiet", Usage: "show no progress", Destination: &e.quiet},
 		&cli.IntFlag{Name: "progress-fd", Usage: "write progress as JSON lines to file descriptor `N`", DefaultText: "none", Value: -1, Destination: &e.progressFD},
+		&cli.StringFlag{Name: "composefs-tool", Usage: "write composefs images with `PROGRAM`, such as mkcomposefs, in sha256 stores", Destination: &e.tool},
 		&cli.StringFlag{Name: "log-level", Value: "warn", Usage: "log from `LEVEL` on: debug, info, warn or error", Destination: &e.logLevel},
 		&cli.StringFlag{Name: "log-format", Value: "text", Usage: "log as `FORMAT`: text or json", Destination: &e.logFormat},
 		&cli.StringFlag{Name: "color", Value: "auto", Usage: "use colours `WHEN`: auto, never or always", Destination: &e.color},

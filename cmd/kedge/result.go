@@ -14,7 +14,7 @@ import (
 
 // config is how pkg/host is to work for this command line.
 func (e *env) config() host.Config {
-	return host.Config{Sysroot: e.sysroot, Log: e.log}
+	return host.Config{Sysroot: e.sysroot, Log: e.log, ComposefsTool: e.tool}
 }
 
 // enter gives this process mounts of its own on a booted host, where /sysroot

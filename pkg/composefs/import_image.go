@@ -37,14 +37,16 @@ type Container struct {
 	// Raw also writes the image of the tree as a container shows it, as bootc
 	// and cfsctl do when they pull; they write it themselves where it lacks.
 	Raw bool
+	// Tool is a mkcomposefs program that writes the images, see WriteImageWith.
+	Tool string
 }
 
 // Written tells what WriteImage wrote.
 type Written struct {
-	Boot     ImageInfo    // the image for booting
-	Raw      *ImageInfo   // the image as a container shows it, if asked for
-	Files    *Files       // what is in Boot, but for what composefs adds
-	Manifest Digest       // of the manifest's stream
+	Boot     ImageInfo  // the image for booting
+	Raw      *ImageInfo // the image as a container shows it, if asked for
+	Files    *Files     // what is in Boot, but for what composefs adds
+	Manifest Digest     // of the manifest's stream
 	Config   Digest
 }
 
@@ -158,7 +160,7 @@ func (w *containerWriter) image(ctx context.Context, o PrepareOptions) (ImageInf
 		return ImageInfo{}, nil, err
 	}
 	var buf bytes.Buffer
-	info, err := WriteImage(&buf, t, w.repo.meta.imageOptions())
+	info, err := WriteImageWith(ctx, w.c.Tool, &buf, t, w.repo.meta.imageOptions())
 	if err != nil {
 		return info, nil, err
 	}

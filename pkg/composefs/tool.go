@@ -15,8 +15,11 @@ import (
 // WriteImageWith writes t as an image by means of a mkcomposefs program, which
 // gets a dump. It is there for those who trust that program more than
 // WriteImage; the bytes are the same. sha512 digests are refused, as
-// mkcomposefs would cut them.
+// mkcomposefs would cut them. With program "" it is WriteImage.
 func WriteImageWith(ctx context.Context, program string, w io.Writer, t *Tree, o ImageOptions) (ImageInfo, error) {
+	if program == "" {
+		return WriteImage(w, t, o)
+	}
 	info, err := runTool(ctx, program, w, t, o)
 	if err != nil {
 		return ImageInfo{}, fmt.Errorf("write composefs image with %s: %w", program, err)

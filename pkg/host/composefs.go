@@ -18,6 +18,7 @@ import (
 	"github.com/kedge-os/kedge/pkg/composefs"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
+	"github.com/kedge-os/kedge/pkg/fsverity"
 )
 
 // Beneath the physical root. The layout is bootc's.
@@ -63,20 +64,32 @@ func openComposefs(cfg Config) (_ store, err error) {
 		s.sysroot.Close()
 		return nil, err
 	}
+	if cfg.ComposefsTool != "" && s.repo.Algorithm() != fsverity.SHA256 {
+		s.Close()
+		return nil, errLongDigests
+	}
 	return s, nil
 }
 
+// errLongDigests is what a mkcomposefs program is answered with where it would
+// cut digests.
+var errLongDigests = fault.New(fault.Usage, "leave --composefs-tool out: kedge writes the images itself",
+	"the composefs repository has sha512 digests, for which mkcomposefs has no form")
+
 // initialiseComposefs makes a directory a sysroot of the composefs backend. The
 // repository comes first: it is what a file system without fs-verity refuses.
-func initialiseComposefs(dir string, o InstallOptions) error {
+func initialiseComposefs(cfg Config, o InstallOptions) error {
 	if o.Stateroot != defaultStateroot {
 		return fault.New(fault.Usage, "leave --stateroot out", "stateroot %q: the composefs backend has one /var for all roots", o.Stateroot)
 	}
-	root, err := os.OpenRoot(dir)
+	root, err := os.OpenRoot(cfg.Sysroot)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
+	if _, err := root.Stat(composefsDir); cfg.ComposefsTool != "" && errors.Is(err, fs.ErrNotExist) {
+		return errLongDigests // what a new repository has
+	}
 	repo, err := composefs.CreateRepo(root, composefsDir, composefs.CreateOptions{AllowMissingVerity: o.AllowMissingVerity})
 	if err != nil {
 		return withoutVerity(err)
@@ -85,7 +98,7 @@ func initialiseComposefs(dir string, o InstallOptions) error {
 	if !repo.Sealed() && !o.AllowMissingVerity {
 		return errUnsealed
 	}
-	return imageroot.Init(dir)
+	return imageroot.Init(cfg.Sysroot)
 }
 
 // Close implements store.

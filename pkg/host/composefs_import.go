@@ -74,7 +74,7 @@ func (s *composefsStore) importImage(ctx context.Context, src *ocibridge.Source,
 	}
 	c := composefs.Container{
 		ManifestDigest: img.ManifestDigest, Manifest: img.Manifest, Config: img.Config, Tree: img.Tree,
-		Tags: []string{composefs.BootTag(img.ManifestDigest)},
+		Tags: []string{composefs.BootTag(img.ManifestDigest)}, Tool: s.cfg.ComposefsTool,
 	}
 	for _, l := range img.Layers {
 		c.DiffIDs = append(c.DiffIDs, l.DiffID)

@@ -55,6 +55,9 @@ type Config struct {
 	// Write opens a booted sysroot for writing where it is mounted read-only;
 	// the process must have mounts of its own (internal/mountns).
 	Write bool
+	// ComposefsTool is a mkcomposefs program that writes composefs images, in
+	// stores of sha256 digests; "" is kedge's own code, which writes the same.
+	ComposefsTool string
 	// NoSync leaves out every sync, for tests.
 	NoSync bool
 }

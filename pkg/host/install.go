@@ -110,7 +110,7 @@ func install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, err
 		return nil, err
 	}
 	defer cfg.closeQuietly(src)
-	if err := b.initialise(cfg.Sysroot, o); err != nil {
+	if err := b.initialise(cfg, o); err != nil {
 		return nil, err
 	}
 	h, err := Open(ctx, cfg)

@@ -23,7 +23,7 @@ const stateDir = "ostree/kedge"
 
 var ostreeBackend = &backend{
 	name: "ostree", dir: "ostree/deploy", marker: "run/ostree/staged-deployment", own: []string{"ostree"},
-	initialise: func(dir string, _ InstallOptions) error { return initialise(dir) },
+	initialise: func(cfg Config, _ InstallOptions) error { return initialise(cfg.Sysroot) },
 	open:       openOSTree,
 }
 

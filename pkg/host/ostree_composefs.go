@@ -122,7 +122,7 @@ func (r *bootRepo) writeCFS(ctx context.Context, sum object.Checksum, deployment
 	var info composefs.ImageInfo
 	write := func(w io.Writer) (err error) {
 		b := bufio.NewWriterSize(w, 1<<20)
-		if info, err = composefs.WriteImage(b, tree, composefs.Default); err != nil {
+		if info, err = composefs.WriteImageWith(ctx, r.cfg.ComposefsTool, b, tree, composefs.Default); err != nil {
 			return err
 		}
 		return b.Flush()

@@ -142,6 +142,13 @@ func TestInstallRefuses(t *testing.T) {
 	ctx := context.Background()
 	w := newWorld(t)
 	ref, _ := w.push("stable", 1)
+	tool := w.config()
+	tool.ComposefsTool = "mkcomposefs"
+	_, err := Install(ctx, tool, InstallOptions{Image: ref, Backend: "composefs", AllowMissingVerity: true})
+	wantKind(t, err, fault.Usage, "sha512")
+	if left, err := os.ReadDir(w.dir); err != nil || len(left) > 0 {
+		t.Errorf("what was refused left %v, %v", left, err)
+	}
 	for _, c := range []struct {
 		o    InstallOptions
 		kind fault.Kind
@@ -158,7 +165,7 @@ func TestInstallRefuses(t *testing.T) {
 		wantKind(t, err, c.kind, c.text)
 	}
 	must(t, os.Mkdir(w.dir+"/home", 0o755))
-	_, err := Install(ctx, w.config(), InstallOptions{Image: ref})
+	_, err = Install(ctx, w.config(), InstallOptions{Image: ref})
 	wantKind(t, err, fault.Conflict, "not empty")
 	must(t, os.Remove(w.dir+"/home"))
 	w.install(ref)

@@ -159,9 +159,9 @@ type backend struct {
 	// own are the names that a sysroot may have at its top beside a new file
 	// system's.
 	own []string
-	// initialise makes a directory a sysroot without deployments. What is there
+	// initialise makes cfg.Sysroot a sysroot without deployments. What is there
 	// of one already stays.
-	initialise func(dir string, o InstallOptions) error
+	initialise func(cfg Config, o InstallOptions) error
 	open       func(cfg Config) (store, error)
 }
 
