@@ -68,10 +68,10 @@ func TestRepairComposefs(t *testing.T) {
 		})
 	}
 	w.damageLargest()
-	w.write(w.conf+"/registries.conf", "[[registry]]\nlocation = \""+w.registry+"\"\nblocked = true\n")
+	w.write(w.conf+"/policy.json", `{"default":[{"type":"reject"}]}`)
 	after, err := w.open().Fsck(ctx, FsckOptions{Repair: true})
 	must(t, err)
 	if len(after.Problems) == 0 || len(after.Repaired) > 0 {
-		t.Errorf("fsck --repair without the registry = %+v, want the problems left", after)
+		t.Errorf("fsck --repair of an image that the policy refuses = %+v, want the problems left", after)
 	}
 }
