@@ -42,7 +42,7 @@ func (b *bench) large(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.compare(ctx, name, 1, programs[:2])
+	return b.compare(ctx, name, 1, programs[:3])
 }
 
 // grown writes the layer of the large image into a file, and returns the image.

@@ -89,8 +89,12 @@ func sum(h hash.Hash) v1.Hash {
 	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(h.Sum(nil))}
 }
 
-// derive adds a layer to an image.
-func derive(base v1.Image, gzipped []byte) (v1.Image, error) {
+// derive adds a gzip layer to an image.
+func derive(base v1.Image, layer func() ([]byte, error)) (v1.Image, error) {
+	gzipped, err := layer()
+	if err != nil {
+		return nil, err
+	}
 	diffID, err := uncompressedDigest(bytes.NewReader(gzipped))
 	if err != nil {
 		return nil, err

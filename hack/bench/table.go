@@ -29,7 +29,7 @@ func (b *bench) heading() {
 			}
 		}
 	}
-	fmt.Printf("%d × %s; programs in turn, best of %d runs, largest RSS of all.\n\n", runtime.NumCPU(), host, b.runs)
+	fmt.Printf("%d × %s; programs in turn, best of %d runs (3 GB and upgrades: one run), largest RSS of all.\n\n", runtime.NumCPU(), host, b.runs)
 	fmt.Println("| what | program | seconds | CPU seconds | peak RSS, MB | time against podman pull | CPU against podman pull |")
 	fmt.Println("|---|---|---:|---:|---:|---:|---:|")
 }

@@ -22,25 +22,26 @@ func (b *bench) upgrades(ctx context.Context) error {
 		return err
 	}
 	for _, u := range []struct {
-		name  string
-		layer func() ([]byte, error)
+		name   string
+		target func() (v1.Image, error)
 	}{
-		{"upgrade, no change", nil},
-		{"upgrade, one file", func() ([]byte, error) { return layerWith([]member{{"usr/share/kedge-bench", []byte("one file\n")}}) }},
-		{"upgrade, 1 % of the files", func() ([]byte, error) { return percentLayer(base) }},
+		{"upgrade, no change", func() (v1.Image, error) { return base, nil }},
+		{"upgrade, another image of the same layers", func() (v1.Image, error) {
+			return mutate.Config(base, v1.Config{Labels: map[string]string{"containers.bootc": "1", "version": "2"}})
+		}},
+		{"upgrade, one file", func() (v1.Image, error) {
+			return derive(base, func() ([]byte, error) { return layerWith([]member{{"usr/share/kedge-bench", []byte("one file\n")}}) })
+		}},
+		{"upgrade, 1 % of the files", func() (v1.Image, error) {
+			return derive(base, func() ([]byte, error) { return percentLayer(base) })
+		}},
 	} {
 		if !b.wanted(u.name) {
 			continue
 		}
-		target := base
-		if u.layer != nil {
-			layer, err := u.layer()
-			if err != nil {
-				return err
-			}
-			if target, err = derive(base, layer); err != nil {
-				return err
-			}
+		target, err := u.target()
+		if err != nil {
+			return err
 		}
 		if err := b.upgrade(ctx, u.name, base, target); err != nil {
 			return err
@@ -58,15 +59,19 @@ func (b *bench) upgrade(ctx context.Context, name string, base, target v1.Image)
 		}
 		return errors.Join(b.quietly(argv...), b.registry.push("moving", target))
 	}
-	return b.compare(ctx, name, b.runs, []program{
+	kedge := func(backend []string) func(string) ([]string, error) {
+		return func(dir string) ([]string, error) {
+			return []string{b.kedge, "--sysroot", dir, "--progress-fd", progressFD, "upgrade"},
+				errors.Join(os.Mkdir(dir, 0o755), moved(b.install(dir, source, backend)...))
+		}
+	}
+	return b.compare(ctx, name, 1, []program{
 		{reference, func(dir string) ([]string, error) {
 			pull := podmanPull(dir, source)
 			return pull, moved(pull...)
 		}},
-		{"kedge upgrade", func(dir string) ([]string, error) {
-			return []string{b.kedge, "--sysroot", dir, "--progress-fd", progressFD, "upgrade"},
-				errors.Join(os.Mkdir(dir, 0o755), moved(b.kedge, "install", "to-filesystem", "--image", "docker://"+source, "--bootloader", "none", dir))
-		}},
+		{"kedge upgrade", kedge(ostree)},
+		{"kedge upgrade, composefs", kedge(composefs)},
 	})
 }
 
