@@ -21,6 +21,7 @@ import (
 )
 
 func main() {
+	limitGarbage()
 	// A reader that goes away (kedge upgrade | head) must not kill an
 	// operation half-way; the write fails with EPIPE instead.
 	signal.Ignore(syscall.SIGPIPE)
