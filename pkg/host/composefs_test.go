@@ -30,12 +30,7 @@ func TestCFSIsOSTrees(t *testing.T) {
 	ours, err := os.ReadFile(filepath.Join(deploy, name, cfsName))
 	must(t, err)
 
-	sid := filepath.Join(lab.SourceDir(), "hack/lab/mkcomposefs.sh")
-	cmd := exec.Command(sid, "ostree", "admin", "deploy", "--sysroot="+w.dir, "--os=default", "--retain", commit)
-	cmd.Env = append(os.Environ(), "OSTREE_SYSROOT_OPTS=skip-sync")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("ostree admin deploy: %v: %s", err, out)
-	}
+	w.deployWithSid(commit)
 	theirs, err := os.ReadFile(filepath.Join(deploy, commit+".1", cfsName))
 	must(t, err)
 	if string(ours) != string(theirs) {
@@ -46,6 +41,42 @@ func TestCFSIsOSTrees(t *testing.T) {
 	if st.Mode() != 0o644 {
 		t.Errorf("%s has the mode %v, want 0644", cfsName, st.Mode())
 	}
+}
+
+// deployWithSid deploys a commit with an ostree that has composefs.
+func (w *world) deployWithSid(commit string) {
+	w.t.Helper()
+	sid := filepath.Join(lab.SourceDir(), "hack/lab/mkcomposefs.sh")
+	cmd := exec.Command(sid, "ostree", "admin", "deploy", "--sysroot="+w.dir, "--os=default", "--retain", commit)
+	cmd.Env = append(os.Environ(), "OSTREE_SYSROOT_OPTS=skip-sync")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		w.t.Fatalf("ostree admin deploy: %v: %s", err, out)
+	}
+}
+
+// TestFsckMissesSeals: libostree deploys a commit that demands fs-verity to a
+// repository that does not; the host would not boot, and fsck tells.
+func TestFsckMissesSeals(t *testing.T) {
+	lab.Need(t, "mmdebstrap")
+	w := newWorld(t)
+	ref, _ := w.push("1", 1)
+	id := w.install(ref).ID
+	if p := w.problems(); len(p) > 0 {
+		t.Fatalf("fsck of a new host: %q", p)
+	}
+	over := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(over, filepath.Dir(prepareRoot)), 0o755))
+	must(t, os.WriteFile(filepath.Join(over, prepareRoot), []byte("[composefs]\nenabled=verity\n"), 0o644))
+	base, _, _ := strings.Cut(strings.TrimPrefix(id, "default/"), ".")
+	commit := strings.TrimSpace(w.ostree("commit", "--repo="+w.dir+"/"+repoDir, "--branch=verity",
+		"--owner-uid=0", "--owner-gid=0", "--tree=ref="+base, "--tree=dir="+over))
+	w.deployWithSid(commit)
+	for _, p := range w.problems() {
+		if strings.Contains(p, commit) && strings.Contains(p, "demands fs-verity") {
+			return
+		}
+	}
+	t.Errorf("fsck does not tell that %s.0 is not sealed: %q", commit, w.problems())
 }
 
 // TestComposefsRefused: an image that its initramfs could not mount here is not
