@@ -317,7 +317,9 @@ type finisher struct {
 	known  *fstree.Tree // may be nil: finished before, its inodes are taken where they are the same
 	labels Labeler
 	owned  bool // files may be changed in place
-	cache  map[labelKey]*fstree.Xattrs
+
+	filesDone bool // only directories are left
+	cache     map[labelKey]*fstree.Xattrs
 }
 
 type labelKey struct {
@@ -332,6 +334,9 @@ func (f *finisher) dir(n *fstree.Inode, path string) error {
 	}
 	for _, e := range n.Entries() {
 		child := e.Inode
+		if f.filesDone && !child.IsDir() {
+			continue
+		}
 		if err := storable(prefix+e.Name, e.Name, child); err != nil {
 			return err
 		}

@@ -29,14 +29,14 @@ type layerTree struct {
 // Labels are those of p, which the layer's image was prepared to.
 func (p *Prepared) layerTree(l *fstree.Layer, below func(path string) *fstree.Inode) (*layerTree, error) {
 	b := layerBuilder{tree: fstree.New(), all: p.AllTopLevels, targets: linkTargets(l)}
+	b.finisher = finisher{tree: b.tree, known: p.Tree, labels: p.layerLabels(), filesDone: true}
 	for e := range l.All() {
 		if err := b.entry(&e, below); err != nil {
 			return nil, err
 		}
 	}
-	f := finisher{tree: b.tree, known: p.Tree, labels: p.layerLabels()}
-	f.meta(b.tree.Root, "/")
-	if err := f.dir(b.tree.Root, "/"); err != nil {
+	b.finisher.meta(b.tree.Root, "/")
+	if err := b.finisher.dir(b.tree.Root, "/"); err != nil {
 		return nil, err
 	}
 	b.tree.Freeze()
@@ -64,10 +64,11 @@ func (k knownLabels) Label(path string, mode uint32) (string, bool) {
 }
 
 type layerBuilder struct {
-	tree    *fstree.Tree
-	partial bool
-	all     bool                     // keep every top-level path
-	targets map[string]*fstree.Inode // hard link targets of the layer by OCI path
+	tree     *fstree.Tree
+	finisher finisher
+	partial  bool
+	all      bool                     // keep every top-level path
+	targets  map[string]*fstree.Inode // hard link targets of the layer by OCI path
 }
 
 func linkTargets(l *fstree.Layer) map[string]*fstree.Inode {
@@ -114,6 +115,13 @@ func (b *layerBuilder) entry(e *fstree.Entry, below func(string) *fstree.Inode) 
 	if old := parent.Lookup(name); n.IsDir() && old != nil && old.IsDir() {
 		setDirMeta(old, n)
 		return nil
+	}
+	if !n.IsDir() {
+		// At once, so that the entries' own inodes do not pile up.
+		if err := storable("/"+path, name, n); err != nil {
+			return err
+		}
+		n = b.finisher.file(n, "/"+path)
 	}
 	parent.Set(strings.Clone(name), n) // not the whole path
 	return nil
