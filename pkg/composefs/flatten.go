@@ -2,6 +2,7 @@ package composefs
 
 import (
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"strings"
 
@@ -54,7 +55,8 @@ type flat struct {
 	xattrs  []xattr
 	version int
 
-	byPair map[fstree.Xattr]uint32
+	byPair map[uint64]uint32 // hash of name and value, or above if that is taken
+	seed   maphash.Seed
 	bySet  map[*fstree.Xattrs][]uint32
 	stub   Inode
 }
@@ -77,7 +79,7 @@ func flatten(t *Tree, o ImageOptions) (*flat, error) {
 	f.ents = make([]entry, 0, inodes+len(stubNames))
 	f.refs = make([]uint32, 0, inodes+2*external+len(stubNames))
 	f.xattrs = make([]xattr, 0, 2*external+64)
-	f.byPair = make(map[fstree.Xattr]uint32, 2*external+64)
+	f.byPair, f.seed = make(map[uint64]uint32, 2*external+64), maphash.MakeSeed()
 	if err := f.queue(t.Root); err != nil {
 		return nil, err
 	}
@@ -306,9 +308,16 @@ func (f *flat) set(from int, name, value string) int {
 }
 
 func (f *flat) intern(name, value string) uint32 {
-	key := fstree.Xattr{Name: name, Value: value}
-	if i, ok := f.byPair[key]; ok {
-		return i
+	key := maphash.Comparable(f.seed, fstree.Xattr{Name: name, Value: value})
+	for {
+		i, ok := f.byPair[key]
+		if !ok {
+			break
+		}
+		if x := &f.xattrs[i]; x.name == name && x.value == value {
+			return i
+		}
+		key++
 	}
 	i := uint32(len(f.xattrs))
 	index, suffix := splitXattr(name)
