@@ -109,6 +109,12 @@ func (c *plainer) inode(n *Inode) *fstree.Inode {
 	return out
 }
 
+// filesOf is a tree of this import as Files, which may be used longer than it.
+func (im *Import) filesOf(tree *fstree.Tree) *Files {
+	c := &plainer{places: im.known}
+	return &Files{Tree: tree, repo: im.repo, place: c.place}
+}
+
 // Open opens a regular file of the tree.
 func (f *Files) Open(n *fstree.Inode) (io.ReadCloser, error) {
 	if n.Size == 0 {

@@ -1,13 +1,13 @@
 package composefs
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"slices"
 	"strings"
@@ -142,7 +142,7 @@ func (w *containerWriter) images(ctx context.Context) error {
 			ref = refBootImage + ".xattrs=keep-user-xattrs"
 		}
 		if w.c.Expect == "" || info.Digest == w.c.Expect {
-			w.out.Boot, w.out.Files = info, &Files{Tree: tree, repo: w.repo, place: w.place}
+			w.out.Boot, w.out.Files = info, w.filesOf(tree)
 			w.refs = append(w.refs, streamRef{ref, info.Digest})
 			return nil
 		}
@@ -159,15 +159,12 @@ func (w *containerWriter) image(ctx context.Context, o PrepareOptions) (ImageInf
 	if err != nil {
 		return ImageInfo{}, nil, err
 	}
-	var buf bytes.Buffer
-	info, err := WriteImageWith(ctx, w.c.Tool, &buf, t, w.repo.meta.imageOptions())
+	var info ImageInfo
+	err = w.sink.produce(func(to io.Writer) (_ Digest, _ int64, err error) {
+		info, err = WriteImageWith(ctx, w.c.Tool, to, t, w.repo.meta.imageOptions())
+		return info.Digest, info.Size, errors.Join(err, ctx.Err())
+	})
 	if err != nil {
-		return info, nil, err
-	}
-	if err := ctx.Err(); err != nil {
-		return info, nil, err
-	}
-	if err := w.sink.addKnown(info.Digest, buf.Bytes()); err != nil {
 		return info, nil, err
 	}
 	w.link("images/"+info.Digest.String(), info.Digest)

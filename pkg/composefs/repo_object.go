@@ -76,11 +76,15 @@ func (o *objectDir) has(d Digest, size int64) bool {
 
 // readBounded reads a file of at most limit bytes.
 func readBounded(f *os.File, limit int64) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(data)) > limit {
+	var data bytes.Buffer
+	if st, err := f.Stat(); err == nil {
+		data.Grow(int(min(st.Size(), limit)) + bytes.MinRead) // or the last read doubles it
+	}
+	n, err := data.ReadFrom(io.LimitReader(f, limit+1))
+	if err == nil && n > limit {
 		err = fault.New(fault.Corrupt, "", "%s has more than %d bytes", f.Name(), limit)
 	}
-	return data, err
+	return data.Bytes(), err
 }
 
 // objectTemp is an object that has no name yet.
@@ -235,6 +239,21 @@ func (s *objectSink) finish(t *objectTemp, d Digest) error {
 		return err
 	}
 	return s.to.link(t, d, s.damage[d])
+}
+
+// produce stores what write writes, as it is written, under the digest that it
+// returns.
+func (s *objectSink) produce(write func(io.Writer) (Digest, int64, error)) error {
+	t, err := s.to.newTemp()
+	if err != nil {
+		return err
+	}
+	defer t.discard()
+	d, size, err := write(t.w)
+	if err != nil || s.has(d, size) {
+		return err
+	}
+	return s.finish(t, d)
 }
 
 // stream stores what r has, size bytes, through each of the writers also, and
