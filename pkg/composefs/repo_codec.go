@@ -100,7 +100,7 @@ func formatFault(e *FormatError) error {
 func decodeMeta(data []byte) (*Meta, error) {
 	var m Meta
 	if err := json.Unmarshal(data, &m); err != nil {
-		return nil, fault.New(fault.Corrupt, "", "read meta.json: %w", err)
+		return nil, fault.New(fault.Corrupt, "put meta.json back as it was: it is the same in every repository that one version of a program makes", "read meta.json: %w", err)
 	}
 	if m.Version != repoVersion {
 		return nil, formatFault(&FormatError{Version: m.Version})
