@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -25,7 +27,15 @@ func (d *demo) booted(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m := &lab.Machine{Disk: disk, Dir: d.Dir}
+	cache, err := lab.CacheDir()
+	if err != nil {
+		return err
+	}
+	consoles := filepath.Join(cache, "consoles/demo") // kept, for a boot that fails
+	if err := errors.Join(os.RemoveAll(consoles), os.MkdirAll(consoles, 0o755)); err != nil {
+		return err
+	}
+	m := &lab.Machine{Disk: disk, Dir: consoles}
 	var g *lab.Guest
 	defer func() {
 		if g != nil {

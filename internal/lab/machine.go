@@ -223,9 +223,12 @@ func (g *Guest) Run(script string, timeout time.Duration) (string, error) {
 
 // WaitBooted waits until every unit of the boot has started and the network is
 // up, and returns systemd's word for the outcome: running, or degraded when a
-// unit failed.
+// unit failed. The boot's own wait for the network ends after two minutes, which
+// is not enough where the host is busy.
 func (g *Guest) WaitBooted(timeout time.Duration) (string, error) {
-	out, err := g.Run("systemctl is-system-running --wait; systemctl start network-online.target 2>/dev/null || true", timeout)
+	out, err := g.Run(fmt.Sprintf(`systemctl is-system-running --wait
+/usr/lib/systemd/systemd-networkd-wait-online --timeout=%d >/dev/null 2>&1 || { networkctl status; exit 1; }`,
+		int(timeout.Seconds())), 2*timeout)
 	return strings.TrimSpace(out), err
 }
 
