@@ -211,7 +211,7 @@ func findBackend(cfg Config) (*backend, error) {
 	if _, err := os.Stat(cfg.Sysroot); err != nil {
 		return nil, err
 	}
-	return nil, fault.New(fault.NotFound, "kedge install to-filesystem makes a sysroot", "open the sysroot %s: there is no %s directory", cfg.Sysroot, backends[0].dir)
+	return nil, fault.New(fault.NotFound, "kedge install to-filesystem makes a sysroot", "open the sysroot %s: there is neither %s nor %s", cfg.Sysroot, ostreeBackend.dir, composefsBackend.dir)
 }
 
 // choose tells which of several backends in one sysroot boots: what the kernel
