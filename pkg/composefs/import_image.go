@@ -24,8 +24,9 @@ type Container struct {
 	ManifestDigest string // "sha256:…"
 	Manifest       []byte
 	Config         []byte
-	DiffIDs        []string     // of the layers, in order
-	Tree           *fstree.Tree // the layers merged, nothing else changed
+	DiffIDs        []string // of the layers, in order
+	// Tree is the layers merged, nothing else changed. WriteImage changes it.
+	Tree *fstree.Tree
 	// Tags name the image and keep it, and all that belongs to it, from
 	// garbage collection; BootTag is bootc's.
 	Tags []string
@@ -134,7 +135,7 @@ func (w *containerWriter) images(ctx context.Context) error {
 	}
 	ref := refBootImage
 	for _, keep := range []bool{w.c.KeepUser, true} {
-		info, tree, err := w.image(ctx, PrepareOptions{Boot: true, KeepUser: keep, Open: w.OpenContent})
+		info, tree, err := w.image(ctx, PrepareOptions{Boot: true, KeepUser: keep, Own: w.c.Expect == "", Open: w.OpenContent})
 		if err != nil {
 			return err
 		}

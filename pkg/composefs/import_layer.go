@@ -155,7 +155,7 @@ func (l *LayerImport) Commit(index []byte) error {
 		}
 	}
 	saved := l.saved
-	saved.index = bytes.Clone(index)
+	saved.index = index
 	if err := l.im.stage.putLayer(l.name, &saved); err != nil {
 		return err
 	}

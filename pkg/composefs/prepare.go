@@ -23,6 +23,9 @@ type PrepareOptions struct {
 	Boot bool
 	// KeepUser keeps user.* xattrs, as images that were sealed for it want.
 	KeepUser bool
+	// Own gives the tree away: it is changed in place and is what Prepare
+	// returns. Nothing of it may be in another tree.
+	Own bool
 	// Open opens a regular file's bytes by their sha256; the SELinux policy is
 	// read with it. Boot needs it.
 	Open func(fstree.Digest) (io.ReadCloser, error)
@@ -32,7 +35,7 @@ const xattrCapability = "security.capability"
 
 // Prepare turns the merged tree of an OCI image into that of which composefs-rs
 // (0.7 to 0.9, create_filesystem and transform_for_boot) would make an image.
-// The given tree is not changed.
+// The given tree is not changed, unless Own says that it may be.
 //
 //   - The root has the owner, mode, time and xattrs of /usr: layers and
 //     builders disagree on its own.
@@ -46,12 +49,15 @@ const xattrCapability = "security.capability"
 //
 // /etc stays where it is. /usr, and for booting /boot and /sysroot, must exist.
 func Prepare(tree *fstree.Tree, o PrepareOptions) (*fstree.Tree, error) {
-	t := tree.Clone()
+	t := tree
+	if !o.Own {
+		t = tree.Clone()
+	}
 	usr, err := needDir(t, "usr")
 	if err != nil {
 		return nil, err
 	}
-	p := &preparer{tree: t, keepUser: o.KeepUser}
+	p := &preparer{tree: t, keepUser: o.KeepUser, own: o.Own}
 	root := t.Root
 	root.Mode, root.UID, root.GID, root.Xattrs = usr.Mode, usr.UID, usr.GID, usr.Xattrs
 	root.MtimeSec, root.MtimeNsec = usr.MtimeSec, usr.MtimeNsec
@@ -103,6 +109,7 @@ func notDir(name string) error {
 type preparer struct {
 	tree     *fstree.Tree
 	keepUser bool
+	own      bool // files may be changed in place
 	labels   *labeler
 	done     map[*fstree.Inode]*fstree.Inode // files of several names, by what they were
 	cache    map[xattrsKey]*fstree.Xattrs
@@ -125,6 +132,10 @@ func (p *preparer) children(n *fstree.Inode, path string) {
 		if child.IsDir() {
 			p.meta(child, prefix+e.Name)
 			p.children(child, prefix+e.Name)
+			continue
+		}
+		if p.own && !child.Linked {
+			p.meta(child, prefix+e.Name)
 			continue
 		}
 		made := child.WithMeta(func(c *fstree.Inode) { p.meta(c, prefix+e.Name) })

@@ -168,8 +168,15 @@ func (im *importer) fetchLayer(ctx context.Context, i int) (x *Index, err error)
 	if err != nil {
 		return nil, err
 	}
-	if err := w.Commit(EncodeIndex(x)); err != nil {
+	index := EncodeIndex(x)
+	if err := w.Commit(index); err != nil {
 		return nil, fmt.Errorf("committing: %w", err)
+	}
+	if l.Role == Derived {
+		// The same layer in the memory of the index, which the store may keep.
+		if x, err = DecodeIndex(index); err != nil {
+			return nil, fmt.Errorf("committing: %w", err)
+		}
 	}
 	im.opt.Progress.Done(i)
 	return x, nil

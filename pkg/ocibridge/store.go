@@ -37,7 +37,8 @@ type LayerWriter interface {
 	Put(path string, meta *fstree.Inode, r io.Reader) (fstree.Digest, error)
 
 	// Commit makes the layer's contents and its index visible. It is called
-	// after the layer's digests were found right.
+	// after the layer's digests were found right. The index is not changed
+	// afterwards; the store can keep it.
 	Commit(index []byte) error
 
 	// Abort forgets the layer.
