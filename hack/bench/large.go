@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -66,15 +67,19 @@ func grown(base v1.Image, file string) (v1.Image, error) {
 	}
 	config = config.DeepCopy()
 	config.RootFS.DiffIDs, config.History = nil, nil
-	img, err := mutate.ConfigFile(mutate.MediaType(empty.Image, types.OCIManifestSchema1), config)
-	if err != nil {
+	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	if img, err = mutate.ConfigFile(img, config); err != nil {
 		return nil, err
 	}
 	return mutate.AppendLayers(img, &fileLayer{file, sum(blob), sum(raw), size.n})
 }
 
-// growTar writes an image's tree with five times as much in each file: what is
-// in it, and noise that is the same in every run.
+// smallest is what a file has at least that grows: configuration, which the
+// import reads, is smaller.
+const smallest = 4096
+
+// growTar writes an image's tree with five times as much in each file of some
+// size below /usr: what is in it, and noise that is the same in every run.
 func growTar(base v1.Image, w io.Writer) error {
 	r := mutate.Extract(base)
 	defer r.Close()
@@ -89,7 +94,7 @@ func growTar(base v1.Image, w io.Writer) error {
 			return err
 		}
 		more := int64(0)
-		if h.Typeflag == tar.TypeReg {
+		if h.Typeflag == tar.TypeReg && h.Size >= smallest && strings.HasPrefix(strings.TrimPrefix(h.Name, "/"), "usr/") {
 			more = (growth - 1) * h.Size
 		}
 		h.Size += more
