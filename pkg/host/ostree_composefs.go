@@ -127,13 +127,14 @@ func (r *bootRepo) writeCFS(ctx context.Context, sum object.Checksum, deployment
 		}
 		return b.Flush()
 	}
-	if seal {
-		_, err = fsverity.CreateSealed(deployment, cfsName, 0o644, fsverity.SHA256, write)
-	} else {
-		err = create(deployment, cfsName, write)
-	}
-	if err != nil {
+	if err := create(deployment, cfsName, write); err != nil {
 		return err
+	}
+	// Not CreateSealed, which lets no process start: write may be a program.
+	if seal {
+		if err := sealFile(deployment, cfsName); err != nil {
+			return err
+		}
 	}
 	if demanded {
 		if err := r.compareCFS(sum, info.Digest); err != nil {
@@ -203,6 +204,16 @@ func create(dir *os.Root, name string, write func(io.Writer) error) (err error) 
 		}
 	}()
 	return write(f)
+}
+
+func sealFile(dir *os.Root, name string) error {
+	f, err := dir.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = fsverity.Seal(f, fsverity.SHA256)
+	return err
 }
 
 // compareCFS compares the digest of a composefs image with that in the commit's
