@@ -85,6 +85,9 @@ func (r *Repo) NewImport(ctx context.Context, opts ImportOptions) (_ *Import, er
 			return nil, fmt.Errorf("make the directory of layer indexes: %w", err)
 		}
 	}
+	if _, err := r.objects.open(true); err != nil { // or each look at it misses
+		return nil, err
+	}
 	if im.stage, err = openStage(r); err != nil {
 		return nil, err
 	}
@@ -348,6 +351,12 @@ func (s *importStage) publish(damage map[Digest]bool) error {
 		if err != nil {
 			return err
 		}
+		if whole, err := s.publishDir(byte(first)); whole || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
 		names, err := from.Readdirnames(-1)
 		if err != nil {
 			return fmt.Errorf("publish staged objects: %w", err)
@@ -367,6 +376,28 @@ func (s *importStage) publish(damage map[Digest]bool) error {
 	}
 	clear(damage)
 	return nil
+}
+
+// publishDir moves a whole directory of objects, where the repository has none of
+// that name yet.
+func (s *importStage) publishDir(first byte) (bool, error) {
+	from, err := s.objects.open(false)
+	if err != nil {
+		return false, err
+	}
+	to, err := s.repo.objects.open(true)
+	if err != nil {
+		return false, err
+	}
+	name := fmt.Sprintf("%02x", first)
+	err = unix.Renameat2(int(from.Fd()), name, int(to.Fd()), name, unix.RENAME_NOREPLACE)
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, unix.EEXIST), errors.Is(err, unix.EINVAL): // EINVAL: not on this file system
+		return false, nil
+	}
+	return false, &fs.PathError{Op: "publish", Path: to.Name() + "/" + name, Err: err}
 }
 
 // putLayer stages what is known of a layer. The rename is the commit point; it
