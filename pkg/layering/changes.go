@@ -164,6 +164,10 @@ func (c *collector) entry(src, name, elem string, below level, hidden bool) erro
 			ch.same = c.sameAsBelow(ch, below, elem)
 		}
 		c.setTime(ch)
+		if inBase(below, elem) {
+			// Whether it has a name more or less is no matter of the package.
+			ch.stat.Mtim = unix.NsecToTimespec(c.epoch.UnixNano())
+		}
 		c.out[name] = ch
 		return c.walk(src, name, below.sub(elem), hidden || opaque)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/layering"
 )
@@ -206,10 +207,14 @@ func TestSameDigest(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		names := []string{"lab-chain", "lab-lua", "lab-config", "lab-daemon", "lab-shape", "lab-modern"}
 		first := w.mustAdd(t, names...)
-		// Another root from the same image, unpacked at another time, elsewhere;
-		// another cache; another order of the names.
+		// Another root: unpacked elsewhere at another time, its directories with
+		// the times that another build of it gives them. Another cache; another
+		// order of the names.
 		other := *w
 		other.base.Root = unpack(t, filepath.Join(w.made, w.engine+".tar"), filepath.Join(t.TempDir(), "other"))
+		if _, err := lab.Command(t.Context(), "find", other.base.Root, "-type", "d", "-exec", "touch", "{}", "+"); err != nil {
+			t.Fatal(err)
+		}
 		other.cache, other.work = t.TempDir(), t.TempDir()
 		slices.Reverse(names)
 		time.Sleep(1100 * time.Millisecond) // another second on the clock
@@ -250,5 +255,61 @@ func TestReplaceAndRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.has(t, "usr/bin/.wh.lab-editor")
+	})
+}
+
+// TestVersions: the package manager's order of versions decides, and a request
+// may name one.
+func TestVersions(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		named := map[string]string{"apt": "lab-tilde=1.0~rc1", "dnf": "lab-tilde-1.0~rc1"}[w.engine]
+		for ask, want := range map[string]string{"lab-dated": "1:0.9", "lab-tilde": "1.0", named: "1.0~rc1"} {
+			r := w.mustAdd(t, ask)
+			got := strings.TrimSuffix(strings.TrimPrefix(r.lock.Install[0].Version, "0:"), "-1")
+			if got != want || !r.lock.Install[0].Requested {
+				t.Errorf("%s is locked as %+v, want version %s, requested", ask, r.lock.Install[0], want)
+			}
+		}
+	})
+}
+
+// TestInactive: what the base has stays as it is there.
+func TestInactive(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		r := w.mustAdd(t, "lab-tool", "lab-anchor")
+		if got := r.installed(); got != "lab-anchor 1.0" || !slices.Equal(r.lock.Inactive, []string{"lab-tool"}) {
+			t.Errorf("locked: %s, inactive: %q", got, r.lock.Inactive)
+		}
+		r = w.mustAdd(t, "lab-tool")
+		if len(r.lock.Install) != 0 || len(r.files) != 0 {
+			t.Errorf("a request for what the base has locks %+v and gives %d files", r.lock.Install, len(r.files))
+		}
+	})
+}
+
+// TestOtherPlaces: what packages do beside unpacking files into /usr.
+func TestOtherPlaces(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		settings := map[string]string{"apt": "lab-settings=2.0", "dnf": "lab-settings-2.0"}[w.engine]
+		r := w.mustAdd(t, settings, "lab-local", "lab-trigger", "lab-triggers", "lab-tmpfiles", "lab-eraser", "lab-lua")
+		for name, want := range map[string]string{
+			"etc/lab-settings.conf":     "new\n", // nobody changed the base's: the new default
+			"usr/local/bin/lab-local":   "#!/bin/sh\necho lab-local 1.0\n",
+			"usr/share/lab/triggered":   "one\n",
+			"usr/bin/.wh.lab-editor":    "",
+			"usr/share/lab-triggers":    "",
+			"usr/share/lab/eraser":      "erases a file of the base\n",
+			"usr/share/doc/lab-trigger": "waits for files\n",
+		} {
+			if e := r.files[name]; e == nil || e.content != want {
+				t.Errorf("%s: %+v, want %q", name, e, want)
+			}
+		}
+		if w.engine == "dnf" {
+			r.has(t, "usr/share/lab/pretrans")
+		}
+		if got := content(r, "usr/lib/tmpfiles.d/kedge-packages.conf"); strings.Contains(got, "lab-tmpfiles") {
+			t.Errorf("a second line for what the package's own tmpfiles.d makes: %s", got)
+		}
 	})
 }

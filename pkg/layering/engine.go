@@ -54,13 +54,18 @@ type resolution struct {
 	base    []Package // the database before
 }
 
+func (r *resolution) inBase(name string) bool {
+	return slices.ContainsFunc(r.base, func(p Package) bool { return p.Name == name })
+}
+
 // detect finds the package manager of a root.
 func detect(root *os.Root) (engine, error) {
 	for _, c := range []struct {
 		programs []string
 		engine   engine
 	}{
-		{[]string{"usr/bin/dnf", "usr/bin/rpm"}, &dnf{}},
+		// dnf 4's own name; /usr/bin/dnf may be dnf5.
+		{[]string{"usr/bin/dnf-3", "usr/bin/rpm"}, &dnf{}},
 		{[]string{"usr/bin/apt-get", "usr/bin/dpkg"}, &apt{}},
 	} {
 		ok := true
@@ -75,8 +80,8 @@ func detect(root *os.Root) (engine, error) {
 			return c.engine, nil
 		}
 	}
-	return nil, fault.New(fault.Conflict, "add dnf or apt to the image, or install the packages in the image itself (FROM this image, RUN dnf install …)",
-		"the image has no package manager that kedge knows (dnf with rpm, or apt with dpkg)")
+	return nil, fault.New(fault.Conflict, "add dnf 4 or apt to the image, or install the packages in the image itself (FROM this image, RUN dnf install …)",
+		"the image has no package manager that kedge knows (dnf 4 with rpm, or apt with dpkg)")
 }
 
 // sortPackages orders packages by name and architecture.

@@ -74,6 +74,9 @@ type Lock struct {
 	Engine  string    `json:"engine"`           // "apt" or "dnf"
 	Install []Package `json:"install"`          // ordered by name and architecture
 	Remove  []Package `json:"remove,omitempty"` // packages of the base
+	// Inactive are the names of the request that the base has already; they
+	// stay at the base's version.
+	Inactive []string `json:"inactive,omitempty"`
 	// Accounts are the users and groups that the packages made when the lock
 	// was first used, so that their numbers stay the same on the next base.
 	Accounts []Account `json:"accounts,omitempty"`

@@ -12,12 +12,13 @@ import (
 )
 
 // The session's directories: a preparation above the base (mount points and
-// helpers, never a part of the layer), what resolving needs on top of it, and
-// the transaction's own changes.
+// helpers, never a part of the layer), what resolving needs on top of it, the
+// transaction's own changes, and the layer made of them.
 const (
 	prepUpper = "prep"
 	netUpper  = "net"
 	txUpper   = "tx"
+	layerFile = "layer.tar"
 )
 
 // stack mounts the base with the uppers of earlier steps (the topmost first)

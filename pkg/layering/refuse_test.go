@@ -144,7 +144,7 @@ func TestNoPackageManager(t *testing.T) {
 	lab.Need(t, "bwrap")
 	opt := layering.Options{Work: t.TempDir(), Cache: t.TempDir()}
 	_, err := layering.Open(t.Context(), layering.Base{Root: t.TempDir()}, opt)
-	if fault.KindOf(err) != fault.Conflict || !strings.Contains(fault.HintOf(err), "dnf or apt") {
+	if fault.KindOf(err) != fault.Conflict || !strings.Contains(fault.HintOf(err), "dnf 4 or apt") {
 		t.Errorf("a base without a package manager: %v", err)
 	}
 	t.Setenv("PATH", t.TempDir())
@@ -163,17 +163,35 @@ func TestCancel(t *testing.T) {
 		if _, err := s.Resolve(ctx, layering.Request{Install: []string{"lab-chain"}}); !errors.Is(err, context.Canceled) {
 			t.Errorf("cancelled while resolving: %v", err)
 		}
-		if _, err := build(t.Context(), s, layering.Request{Install: []string{"lab-chain"}}); err != nil {
-			t.Errorf("the session after a cancelled call: %v", err)
+		first, err := build(t.Context(), s, layering.Request{Install: []string{"lab-chain"}})
+		if err != nil {
+			t.Fatalf("the session after a cancelled call: %v", err)
+		}
+		for _, after := range []time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond} {
+			ctx, cancel := context.WithTimeout(t.Context(), after)
+			if _, err := s.Make(ctx, first.lock); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("cancelled while making: %v", err)
+			}
+			cancel()
+		}
+		again, err := s.Make(t.Context(), first.lock)
+		if err != nil || again.DiffID != first.DiffID {
+			t.Errorf("after calls that were cancelled: %v, layer %+v, want %s again", err, again, first.DiffID)
 		}
 	})
 }
 
+// What the process that is to be killed works on.
+const (
+	killedDir  = "KEDGE_TEST_KILLED"
+	killedBase = "KEDGE_TEST_BASE"
+)
+
 // TestKilled: a session that was killed leaves a directory, which the next one
 // removes, and no mount and no process.
 func TestKilled(t *testing.T) {
-	if dir := os.Getenv("KEDGE_TEST_KILLED"); dir != "" {
-		s, err := layering.Open(t.Context(), layering.Base{Root: os.Getenv("KEDGE_TEST_BASE"), Created: created}, layering.Options{Work: dir, Cache: filepath.Join(dir, "../cache")})
+	if dir := os.Getenv(killedDir); dir != "" {
+		s, err := layering.Open(t.Context(), layering.Base{Root: os.Getenv(killedBase), Created: created}, layering.Options{Work: dir, Cache: filepath.Join(dir, "../cache")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -184,7 +202,7 @@ func TestKilled(t *testing.T) {
 	}
 	w := newWorld(t, "apt")
 	cmd := exec.Command(os.Args[0], "-test.run=^TestKilled$")
-	cmd.Env = append(os.Environ(), "KEDGE_TEST_KILLED="+w.work, "KEDGE_TEST_BASE="+w.base.Root)
+	cmd.Env = append(os.Environ(), killedDir+"="+w.work, killedBase+"="+w.base.Root)
 	if out, err := cmd.CombinedOutput(); err == nil || cmd.ProcessState.ExitCode() != -1 {
 		t.Fatalf("the session ended by itself (%v):\n%s", err, out)
 	}

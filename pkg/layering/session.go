@@ -227,7 +227,9 @@ func overlay(target, upper string, lowers ...string) error {
 		if err != nil {
 			return err
 		}
-		opts += ",upperdir=" + up + ",workdir=" + work
+		// An upper does not outlive its session, so nothing in it needs to reach
+		// the disk; package managers sync after each file.
+		opts += ",volatile,upperdir=" + up + ",workdir=" + work
 	}
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return err

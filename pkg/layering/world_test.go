@@ -24,13 +24,15 @@ var created = time.Unix(1735689600, 0)
 
 var scratch struct {
 	dir   string
-	once  sync.Once
-	err   error
-	roots sync.Map // engine → directory
+	roots map[string]string // engine → directory
 }
 
 func TestMain(m *testing.M) {
+	if os.Getenv(killedDir) != "" {
+		os.Exit(m.Run()) // it will not get to cleaning up
+	}
 	var err error
+	scratch.roots = make(map[string]string)
 	if scratch.dir, err = os.MkdirTemp("", "kedge-layering-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -61,23 +63,21 @@ func each(t *testing.T, rule func(*testing.T, *world)) {
 	}
 }
 
-func newWorld(t *testing.T, engine string) *world {
+func newWorld(t testing.TB, engine string) *world {
 	t.Helper()
 	made := packages(t)
 	w := &world{engine: engine, made: made, work: t.TempDir(), cache: t.TempDir(), etc: t.TempDir()}
-	root, ok := scratch.roots.Load(engine)
-	if !ok {
-		root = unpack(t, filepath.Join(made, engine+".tar"), filepath.Join(scratch.dir, engine))
-		scratch.roots.Store(engine, root)
+	if scratch.roots[engine] == "" {
+		scratch.roots[engine] = unpack(t, filepath.Join(made, engine+".tar"), filepath.Join(scratch.dir, engine))
 	}
-	w.base = layering.Base{Root: root.(string), Created: created}
+	w.base = layering.Base{Root: scratch.roots[engine], Created: created}
 	w.repo = serve(t, filepath.Join(made, map[string]string{"apt": "deb", "dnf": "rpm"}[engine]))
 	w.configure(t, w.repo.URL)
 	return w
 }
 
 // packages returns what hack/lab/packages.sh makes.
-func packages(t *testing.T) string {
+func packages(t testing.TB) string {
 	t.Helper()
 	lab.NeedRoot(t)
 	lab.Need(t, "bwrap")
@@ -88,7 +88,7 @@ func packages(t *testing.T) string {
 	return made
 }
 
-func unpack(t *testing.T, archive, dir string) string {
+func unpack(t testing.TB, archive, dir string) string {
 	t.Helper()
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -100,7 +100,7 @@ func unpack(t *testing.T, archive, dir string) string {
 }
 
 // configure writes the host's repository files: one that needs no signature.
-func (w *world) configure(t *testing.T, url string) {
+func (w *world) configure(t testing.TB, url string) {
 	t.Helper()
 	write(t, filepath.Join(w.etc, "apt/sources.list"), "deb [trusted=yes] "+url+" ./\n")
 	write(t, filepath.Join(w.etc, "yum.repos.d/lab.repo"), "[lab]\nname=lab\nbaseurl="+url+"\ngpgcheck=0\n")
@@ -119,7 +119,7 @@ func (w *world) configureSigned(t *testing.T, url string) {
 	write(t, filepath.Join(w.etc, "yum.repos.d/lab.repo"), "[lab]\nname=lab\nbaseurl="+url+"\ngpgcheck=1\ngpgkey=file:///etc/pki/rpm-gpg/lab.asc\n")
 }
 
-func write(t *testing.T, name, text string) {
+func write(t testing.TB, name, text string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		t.Fatal(err)
@@ -137,7 +137,7 @@ type repository struct {
 	asked    []string
 }
 
-func serve(t *testing.T, dir string) *repository {
+func serve(t testing.TB, dir string) *repository {
 	r := &repository{replaced: make(map[string][]byte)}
 	files := http.FileServer(http.Dir(dir))
 	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -171,7 +171,7 @@ func (r *repository) requests() []string {
 	return asked
 }
 
-func (w *world) open(t *testing.T) *layering.Session {
+func (w *world) open(t testing.TB) *layering.Session {
 	t.Helper()
 	s, err := layering.Open(t.Context(), w.base, w.options(t))
 	if err != nil {
@@ -180,7 +180,7 @@ func (w *world) open(t *testing.T) *layering.Session {
 	return s
 }
 
-func (w *world) close(t *testing.T, s *layering.Session) {
+func (w *world) close(t testing.TB, s *layering.Session) {
 	t.Helper()
 	if err := s.Close(); err != nil {
 		t.Error(err)
@@ -191,7 +191,7 @@ func (w *world) close(t *testing.T, s *layering.Session) {
 	}
 }
 
-func (w *world) options(t *testing.T) layering.Options {
+func (w *world) options(t testing.TB) layering.Options {
 	level := slog.LevelInfo
 	if testing.Verbose() {
 		level = slog.LevelDebug

@@ -6,13 +6,14 @@ begin() {
   name=$1 version=$2 d=$work/stage/$1-$2
   depends='' provides='' conflicts='' replaces='' recommends='' rpm_provides=''
   scripts=$work/scripts/$name-$version
-  attrs=() configs=()
+  attrs=() configs=() trigger_dir=''
   mkdir -p "$d" "$scripts"
 }
 
 field() { printf -v "$1" '%s' "$2"; }
 script() { cat >"$scripts/$1"; }
 lua() { cat >"$scripts/$1.lua"; }
+trigger() { trigger_dir=$1; cat >"$scripts/trigger"; }
 config() { configs+=("$1"); }
 attr() { attrs+=("$1 $2 $3"); }
 
@@ -44,6 +45,11 @@ build_deb() {
     { echo '#!/bin/sh'; cat "$scripts/$phase"; } >"$root/DEBIAN/${phase}inst"
     chmod 755 "$root/DEBIAN/${phase}inst"
   done
+  if [ -n "$trigger_dir" ]; then
+    echo "interest-noawait $trigger_dir" >"$root/DEBIAN/triggers"
+    { echo '#!/bin/sh'; echo 'case $1 in triggered | configure) ;; *) exit 0 ;; esac'; cat "$scripts/trigger"; } >"$root/DEBIAN/postinst"
+    chmod 755 "$root/DEBIAN/postinst"
+  fi
   [ ${#configs[@]} -eq 0 ] || printf '%s\n' "${configs[@]}" >"$root/DEBIAN/conffiles"
   dpkg-deb --root-owner-group -Zgzip -b "$root" "$1/${name}_${version}_all.deb" >/dev/null
 }
@@ -56,7 +62,8 @@ write_spec() {
   mkdir -p "$1"
   {
     echo "Name: $name"
-    echo "Version: $version"
+    case $version in *:*) echo "Epoch: ${version%%:*}" ;; esac
+    echo "Version: ${version#*:}"
     echo "Release: 1"
     echo "Summary: the lab's package $name"
     echo "License: MIT"
@@ -72,7 +79,7 @@ write_spec() {
     echo "A package of kedge's lab."
     echo "%install"
     echo "cp -a /work/stage/$name-$version/. %{buildroot}/"
-    for phase in pre post; do
+    for phase in pretrans pre post; do
       if [ -e "$scripts/$phase.lua" ]; then
         echo "%$phase -p <lua>"
         cat "$scripts/$phase.lua"
@@ -81,6 +88,10 @@ write_spec() {
         grep -v '^setcap ' "$scripts/$phase" || :
       fi
     done
+    if [ -n "$trigger_dir" ]; then
+      echo "%transfiletriggerin -- $trigger_dir"
+      cat "$scripts/trigger"
+    fi
     echo "%files"
     echo "%defattr(-,root,root)"
     (cd "$d" && find . \( -type f -o -type l -o -type d -empty \) -printf '%P %y\n') | sort | while read -r path type; do

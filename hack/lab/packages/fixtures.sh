@@ -5,7 +5,9 @@
 #   field KEY VALUE          depends, provides, conflicts, replaces, recommends,
 #                            rpm_provides (of the RPM alone): names, separated by commas, with versions as "NAME (>= V)"
 #   script PHASE <<END       pre or post: a shell scriptlet
-#   lua PHASE <<END          the RPM has this in Lua; the deb has `script` of the same phase
+#   lua PHASE <<END          pretrans, pre or post: the RPM has this in Lua; the deb
+#                            has `script` of the same phase
+#   trigger DIR <<END        a shell scriptlet for when any package brings files in DIR
 #   config PATH              a file of the administrator
 #   attr PATH MODE CAPS      mode and file capabilities of the RPM ("-": none)
 #   end [base]               done; base: installed in both roots, not in the repository
@@ -33,6 +35,7 @@ fixtures() {
   simple lab-base 1.0; field provides lab-release; field rpm_provides "/bin/sh"; end base
   simple lab-tool 1.0; end base
   simple lab-editor 1.0; end base
+  begin lab-settings 1.0; file /etc/lab-settings.conf old; config /etc/lab-settings.conf; end base
 
   # Dependencies.
   simple lab-chain 1.0; field depends "lab-link (>= 2)"; end
@@ -48,7 +51,31 @@ fixtures() {
   simple lab-nice 1.0; field recommends lab-bonus; end
   simple lab-bonus 1.0; end
 
+  simple lab-dated 1:0.9; end
+  simple lab-dated 1.0; end
+  simple lab-tilde 1.0~rc1; end
+  simple lab-tilde 1.0; end
+
   # What packages put into a root.
+  begin lab-settings 2.0; file /etc/lab-settings.conf new; config /etc/lab-settings.conf; end
+  begin lab-local 1.0; program /usr/local/bin/lab-local; end
+  begin lab-trigger 1.0
+  file /usr/share/doc/lab-trigger "waits for files"
+  trigger /usr/share/lab-triggers <<'END'
+mkdir -p /usr/share/lab && ls /usr/share/lab-triggers >/usr/share/lab/triggered
+END
+  end
+  begin lab-triggers 1.0; file /usr/share/lab-triggers/one one; end
+  begin lab-tmpfiles 1.0
+  file /usr/lib/tmpfiles.d/lab-tmpfiles.conf "d /var/lib/lab-tmpfiles 0700 root root -"
+  mkdir -p "$d/var/lib/lab-tmpfiles"
+  end
+  begin lab-eraser 1.0
+  file /usr/share/lab/eraser "erases a file of the base"
+  script post <<'END'
+rm /usr/bin/lab-editor
+END
+  end
   simple lab-scripts 1.0
   script pre <<'END'
 mkdir -p /usr/share/lab && echo pre >/usr/share/lab/pre
@@ -61,6 +88,10 @@ END
   simple lab-lua 1.0
   script post <<'END'
 mkdir -p /usr/share/lab && echo lua >/usr/share/lab/lua
+END
+  lua pretrans <<'END'
+posix.mkdir("/usr/share/lab")
+assert(io.open("/usr/share/lab/pretrans", "w")):close()
 END
   lua post <<'END'
 posix.mkdir("/usr/share/lab")

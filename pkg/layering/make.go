@@ -1,0 +1,157 @@
+package layering
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// spaceEvery is how often a transaction's use of space is looked at.
+const spaceEvery = 50 * time.Millisecond
+
+// Make installs the lock on the base and returns what changed. Fetch must have
+// come before. The layer's file is the session's; it goes with the next Make, or
+// with Close.
+//
+// Errors: Conflict for a scriptlet that fails and for a transaction whose
+// database is not what the lock says.
+func (s *Session) Make(ctx context.Context, lock *Lock) (layer *Layer, err error) {
+	if lock.Engine != s.engine.name() {
+		return nil, fault.New(fault.Conflict, "remove the packages, or stay with an image of the same package manager",
+			"the packages were chosen by %s, and the base has %s", lock.Engine, s.engine.name())
+	}
+	err = s.do(func() error {
+		// What an earlier call made, or began.
+		if err := errors.Join(os.RemoveAll(s.path(txUpper)), os.RemoveAll(s.path(layerFile))); err != nil {
+			return err
+		}
+		mnt, err := s.stack(txUpper, prepUpper)
+		if err != nil {
+			return err
+		}
+		layer, err = s.makeLayer(ctx, mnt, lock)
+		return errors.Join(err, unstack(mnt))
+	})
+	return layer, err
+}
+
+func (s *Session) makeLayer(ctx context.Context, mnt string, lock *Lock) (*Layer, error) {
+	merged, err := os.OpenRoot(mnt)
+	if err != nil {
+		return nil, err
+	}
+	defer merged.Close()
+	started := time.Now()
+	if err := s.engine.adapt(merged); err != nil {
+		return nil, err
+	}
+	users, err := readAccounts(merged)
+	if err != nil {
+		return nil, err
+	}
+	if err := createAccounts(merged, lock.Accounts); err != nil {
+		return nil, err
+	}
+	b := &box{s: s, root: mnt, writable: true}
+	before, err := s.engine.query(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	tx := *b
+	empty, err := s.cacheDir(s.path("cache"))
+	if err != nil {
+		return nil, err
+	}
+	tx.binds = []bind{empty, {from: filepath.Join(s.opt.Cache, "packages"), to: boxPackages}}
+	layer := &Layer{Path: s.path(layerFile)}
+	guarded, done := s.guardSpace(ctx)
+	layer.Output, err = s.engine.transact(guarded, &tx, lock)
+	done()
+	if err != nil {
+		return nil, err
+	}
+	cs, err := s.collect(started)
+	if err != nil {
+		return nil, err
+	}
+	// Before anything else runs in a root that may not be one any more.
+	if err := intact(cs); err != nil {
+		return nil, err
+	}
+	after, err := s.engine.query(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkDatabase(before, lock, after); err != nil {
+		return nil, err
+	}
+	now, err := readAccounts(merged)
+	if err != nil {
+		return nil, err
+	}
+	layer.Accounts = newAccounts(users, now)
+	base, err := os.OpenRoot(s.base.Root)
+	if err != nil {
+		return nil, err
+	}
+	defer base.Close()
+	t := &tidier{cs: cs, base: base, merged: merged, engine: s.engine, layer: layer}
+	if err := t.run(); err != nil {
+		return nil, err
+	}
+	layer.DiffID, layer.Size, err = writeLayer(cs, s.epoch(), layer.Path)
+	return layer, err
+}
+
+// guardSpace ends what runs with the returned context when the file system
+// gets fuller than Options.Reserve says: scriptlets may write what they like,
+// and the host has other things to store.
+func (s *Session) guardSpace(ctx context.Context) (context.Context, func()) {
+	guarded, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	look := func() {
+		var st unix.Statfs_t
+		if err := unix.Statfs(s.dir, &st); err == nil && st.Bavail*uint64(st.Bsize) < s.opt.Reserve {
+			cancel(fault.New(fault.NoSpace, "free some space, or leave the package out", "the transaction left less than %d MB free in %s", s.opt.Reserve>>20, s.opt.Work))
+		}
+	}
+	look()
+	go func() {
+		defer close(ended)
+		every := time.NewTicker(spaceEvery)
+		defer every.Stop()
+		for {
+			select {
+			case <-guarded.Done():
+				return
+			case <-every.C:
+				look()
+			}
+		}
+	}()
+	return guarded, func() {
+		cancel(nil)
+		<-ended
+	}
+}
+
+// collect reads the transaction's changes.
+func (s *Session) collect(started time.Time) (changes, error) {
+	c := &collector{out: make(changes), started: started, ended: time.Now(), epoch: s.epoch()}
+	if err := c.walk(s.path(txUpper, "root"), "", level{s.base.Root, s.path(prepUpper, "root")}, false); err != nil {
+		return nil, err
+	}
+	for _, dir := range notInImages {
+		c.out.drop(dir)
+	}
+	if s.base.Etc == "" {
+		return c.out, nil
+	}
+	return c.out, c.walk(s.path(txUpper, "etc"), "etc", level{s.base.Etc, s.path(prepUpper, "etc")}, false)
+}
