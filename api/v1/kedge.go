@@ -18,7 +18,8 @@ type KedgeStatus struct {
 
 // KedgeEntry is what kedge says of a deployment beside bootc's fields.
 type KedgeEntry struct {
-	// ID names the deployment for as long as it exists.
+	// ID names the deployment for as long as it exists; of several entries with
+	// one composefs image it ends in a number that the boot order gives.
 	ID string `json:"id"`
 	// Index is the place in boot order, which deploy, pin and diff take; a
 	// staged deployment has 0.
