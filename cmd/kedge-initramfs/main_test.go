@@ -83,14 +83,17 @@ func (d *disk) object(body []byte) composefs.File {
 	return f
 }
 
-// run runs a script in a mount namespace of its own. In it boot runs the program
+// run runs a script in a mount namespace of its own, where mounts are shared and
+// the disk is one, as in an initramfs of systemd's. In it boot runs the program
 // with a kernel command line.
 func (d *disk) run(script string) (string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	prelude := `boot() { ` + asProgram + `=1 "$PROGRAM" --sysroot "$SYSROOT" --config "$CONFIG" --cmdline "$1"; }
+	prelude := `mkdir -p "$SYSROOT"; mount --make-rshared /; mount --bind "$SYSROOT" "$SYSROOT"
+		mount --make-private "$SYSROOT"; mount --make-shared "$SYSROOT"; cd "$SYSROOT"
+		boot() { ` + asProgram + `=1 "$PROGRAM" --sysroot "$SYSROOT" --config "$CONFIG" --cmdline "$1"; }
 `
 	cmd := exec.CommandContext(d.t.Context(), "unshare", "--mount", "--propagation", "private", "bash", "-ec", prelude+script)
 	cmd.Env = append(os.Environ(), "PROGRAM="+self, "SYSROOT="+d.dir, "DIGEST="+d.digest, "CONFIG="+d.config, "IMAGE="+d.image)
@@ -142,7 +145,7 @@ func TestRoot(t *testing.T) {
 		[ "$(cat "sysroot/state/deploy/$DIGEST/etc/new")" = new ]
 		[ "$(cat sysroot/state/os/default/var/new)" = new ]
 		if touch sysroot/new 2>/dev/null; then echo "the disk can be written"; exit 1; fi
-		[ "$(findmnt --noheadings --output SOURCE --mountpoint "$SYSROOT")" = "composefs:$DIGEST" ]
+		[ "$(findmnt --noheadings --output SOURCE --mountpoint "$SYSROOT" | tail -n 1)" = "composefs:$DIGEST" ]
 		if grep -q ' /run/kedge-initramfs-' /proc/self/mountinfo; then cat /proc/self/mountinfo; exit 1; fi
 		before=$(wc -l </proc/self/mountinfo)
 		boot "composefs=?$DIGEST" | grep already
@@ -168,7 +171,7 @@ func TestOtherMounts(t *testing.T) {
 	boot("[etc]\nmount = \"overlay\"", `[ "$(cat etc/default)" = kept ]; echo more >etc/more`)
 	d.sh(`[ "$(cat "$SYSROOT/state/deploy/$DIGEST/etc/upper/more")" = more ]`)
 	boot("[root]\ntransient = true\n[etc]\ntransient = true\n[var]\nmount = \"bind\"", `
-		[ "$(findmnt --noheadings --output SOURCE --mountpoint "$SYSROOT")" = "transient:composefs=$DIGEST" ]
+		[ "$(findmnt --noheadings --output SOURCE --mountpoint "$SYSROOT" | tail -n 1)" = "transient:composefs=$DIGEST" ]
 		echo new >usr/new; echo new >etc/new; [ "$(cat var/file)" = shared ]; [ -d sysroot/composefs ]
 		boot "composefs=?$DIGEST" | grep already`)
 	boot("[root]\ntransient = true", `[ ! -e usr/new ] && [ ! -e etc/new ]`)

@@ -153,18 +153,21 @@ func mountError(doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
-// bind mounts the directory source on the directory target.
+// bind mounts the directory source on the directory target. The mount is
+// private: of a shared disk it would be a peer, and the kernel would mount on it
+// too what is mounted on the disk later, the new root itself.
 func bind(source, target *os.File, readOnly bool) error {
 	tree, err := unix.OpenTree(int(source.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("take %s for a mount: %w", source.Name(), err)
 	}
 	defer os.NewFile(uintptr(tree), source.Name()).Close()
+	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
 	if readOnly {
-		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-			return fmt.Errorf("make the mount of %s read-only: %w", source.Name(), err)
-		}
+		attr.Attr_set = unix.MOUNT_ATTR_RDONLY
+	}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return fmt.Errorf("set how %s is mounted: %w", source.Name(), err)
 	}
 	if err := unix.MoveMount(tree, "", int(target.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
 		return fmt.Errorf("mount %s at %s: %w", source.Name(), target.Name(), err)
