@@ -2,9 +2,7 @@ package layering
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -58,30 +56,34 @@ func (r *resolution) inBase(name string) bool {
 	return slices.ContainsFunc(r.base, func(p Package) bool { return p.Name == name })
 }
 
-// detect finds the package manager of a root.
+// detect finds the package manager of a root: its programs, and the database
+// with the root's own packages. Debian's images may have dnf as a tool beside
+// apt, and Fedora's dpkg; what such a tool would manage has no package in it.
 func detect(root *os.Root) (engine, error) {
 	for _, c := range []struct {
-		programs []string
-		engine   engine
+		programs  []string
+		databases []string
+		engine    engine
 	}{
+		{[]string{"usr/bin/apt-get", "usr/bin/dpkg"}, []string{dpkgUsr + "/status", dpkgVar + "/status"}, &apt{}},
 		// dnf 4's own name; /usr/bin/dnf may be dnf5.
-		{[]string{"usr/bin/dnf-3", "usr/bin/rpm"}, &dnf{}},
-		{[]string{"usr/bin/apt-get", "usr/bin/dpkg"}, &apt{}},
+		{[]string{"usr/bin/dnf-3", "usr/bin/rpm"}, slices.Concat(rpmDatabases, []string{rpmVar}), &dnf{}},
 	} {
-		ok := true
+		there := true
 		for _, p := range c.programs {
-			_, err := root.Lstat(p)
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return nil, err
-			}
-			ok = ok && err == nil
+			there = there && notEmpty(root, p)
 		}
-		if ok {
+		if there && slices.ContainsFunc(c.databases, func(p string) bool { return notEmpty(root, p) }) {
 			return c.engine, nil
 		}
 	}
 	return nil, fault.New(fault.Conflict, "add dnf 4 or apt to the image, or install the packages in the image itself (FROM this image, RUN dnf install …)",
 		"the image has no package manager that kedge knows (dnf 4 with rpm, or apt with dpkg)")
+}
+
+func notEmpty(root *os.Root, name string) bool {
+	st, err := root.Stat(name)
+	return err == nil && st.Size() > 0
 }
 
 // sortPackages orders packages by name and architecture.

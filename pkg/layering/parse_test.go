@@ -1,6 +1,8 @@
 package layering
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +11,57 @@ import (
 
 	"github.com/kedge-os/kedge/pkg/fault"
 )
+
+func TestDetect(t *testing.T) {
+	const (
+		aptProgram, dnfProgram = "usr/bin/apt-get", "usr/bin/dnf-3"
+		dpkg, rpm              = "usr/bin/dpkg", "usr/bin/rpm"
+	)
+	for _, tc := range []struct {
+		name  string
+		files []string
+		empty string
+		want  string
+	}{
+		{"Debian", []string{aptProgram, dpkg, "var/lib/dpkg/status"}, "", "apt"},
+		{"Debian with dnf as a tool", []string{aptProgram, dpkg, dnfProgram, rpm, "usr/lib/sysimage/dpkg/status", "var/lib/rpm/rpmdb.sqlite"}, "", "apt"},
+		{"Fedora", []string{dnfProgram, rpm, "usr/lib/sysimage/rpm/rpmdb.sqlite"}, "", "dnf"},
+		{"Fedora with apt as a tool", []string{aptProgram, dpkg, dnfProgram, rpm, "usr/share/rpm/rpmdb.sqlite"}, "var/lib/dpkg/status", "dnf"},
+		{"no database", []string{aptProgram, dpkg, dnfProgram, rpm}, "", ""},
+		{"no program", []string{dpkg, rpm, "var/lib/dpkg/status", "usr/share/rpm/rpmdb.sqlite"}, "", ""},
+	} {
+		dir := t.TempDir()
+		for _, f := range append(tc.files, tc.empty) {
+			if f == "" {
+				continue
+			}
+			if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, f)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			data := []byte("x")
+			if f == tc.empty {
+				data = nil
+			}
+			if err := os.WriteFile(filepath.Join(dir, f), data, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := detect(root)
+		root.Close()
+		switch {
+		case tc.want == "":
+			if fault.KindOf(err) != fault.Conflict {
+				t.Errorf("%s: %v, want a conflict", tc.name, err)
+			}
+		case err != nil || e.name() != tc.want:
+			t.Errorf("%s: %v (%v), want %s", tc.name, e, err, tc.want)
+		}
+	}
+}
 
 func TestParseSimulation(t *testing.T) {
 	// Lines as apt 3.0 prints them.
