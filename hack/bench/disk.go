@@ -26,7 +26,11 @@ const diskSize = 24 << 30
 // newDisk makes and mounts a file system. Everything that ext4 puts off is
 // done before: nothing writes in the background but what is measured.
 func newDisk(work string) (d *disk, err error) {
-	d = &disk{image: filepath.Join(work, "disk.img"), dir: filepath.Join(work, "disk")}
+	d = &disk{image: filepath.Join(work, "disk.img")}
+	// podman takes no paths of more than 50 characters.
+	if d.dir, err = os.MkdirTemp("/run", "bench-"); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("make a disk: %w", err), d.remove())
@@ -36,7 +40,7 @@ func newDisk(work string) (d *disk, err error) {
 	if err != nil {
 		return d, err
 	}
-	if err := errors.Join(f.Truncate(diskSize), f.Close(), os.MkdirAll(d.dir, 0o755)); err != nil {
+	if err := errors.Join(f.Truncate(diskSize), f.Close()); err != nil {
 		return d, err
 	}
 	if _, err := output("mkfs.ext4", "-q", "-F", "-N", "600000", "-E", "lazy_itable_init=0,lazy_journal_init=0", d.image); err != nil {
@@ -63,8 +67,10 @@ func (d *disk) remove() error {
 		_, err := output("losetup", "--detach", d.loop)
 		errs = append(errs, err)
 	}
-	if err := os.Remove(d.image); err != nil && !errors.Is(err, os.ErrNotExist) {
-		errs = append(errs, err)
+	for _, name := range []string{d.image, d.dir} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }
