@@ -245,9 +245,6 @@ func TestDatabaseInVar(t *testing.T) {
 
 // TestDebian installs real packages of Debian, from Debian.
 func TestDebian(t *testing.T) {
-	if testing.Short() {
-		t.Skip("fetches Debian's package lists")
-	}
 	w := newWorld(t, "apt")
 	w.etc = ""
 	r := w.mustAdd(t, "jq", "cron")

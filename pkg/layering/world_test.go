@@ -79,6 +79,9 @@ func newWorld(t testing.TB, engine string) *world {
 // packages returns what hack/lab/packages.sh makes.
 func packages(t testing.TB) string {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("makes roots with package managers, some minutes once, and installs packages in them")
+	}
 	lab.NeedRoot(t)
 	lab.Need(t, "bwrap")
 	made, err := lab.Make(t.Context(), "packages.sh")
