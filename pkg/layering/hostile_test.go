@@ -122,13 +122,22 @@ func TestFullDisk(t *testing.T) {
 
 // running returns the process whose command line starts with argv.
 func running(t *testing.T, argv string) string {
+	return process(t, func(cmdline string) bool { return strings.HasPrefix(cmdline, argv) })
+}
+
+// runningIn returns the process that was told of a directory.
+func runningIn(t *testing.T, dir string) string {
+	return process(t, func(cmdline string) bool { return strings.Contains(cmdline, dir) })
+}
+
+func process(t *testing.T, match func(cmdline string) bool) string {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range files {
-		if b, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(b), argv) {
+		if b, err := os.ReadFile(f); err == nil && match(string(b)) {
 			return filepath.Base(filepath.Dir(f))
 		}
 	}

@@ -174,6 +174,15 @@ func TestCancel(t *testing.T) {
 			}
 			cancel()
 		}
+		for after := range 20 { // at every moment of the sandbox's start
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(after)*time.Millisecond)
+			_, _ = s.Packages(ctx)
+			_, _ = s.Resolve(ctx, layering.Request{Install: []string{"lab-chain"}})
+			cancel()
+		}
+		if pid := runningIn(t, w.work); pid != "" {
+			t.Errorf("process %s of a cancelled call still runs", pid)
+		}
 		again, err := s.Make(t.Context(), first.lock)
 		if err != nil || again.DiffID != first.DiffID {
 			t.Errorf("after calls that were cancelled: %v, layer %+v, want %s again", err, again, first.DiffID)

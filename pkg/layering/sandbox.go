@@ -12,7 +12,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -87,6 +90,10 @@ func (b *box) run(ctx context.Context, c command) (*outcome, error) {
 	cmd := exec.CommandContext(ctx, b.s.bwrap, append(b.args(c), append([]string{"--"}, c.argv...)...)...)
 	cmd.Env = []string{}
 	cmd.WaitDelay = boxEnd
+	// bwrap alone is not enough: killed while it starts, it leaves a child that
+	// waits for it for ever.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.Stdin = bytes.NewReader(c.stdin)
 	tail := &tailBuffer{max: maxTail}
 	stdout := &cappedBuffer{max: maxStdout}
