@@ -63,7 +63,9 @@ func inDeployment(ctx context.Context, root *os.Root, argv ...string) (string, e
 	}
 	defer dir.Close()
 	args := []string{
-		"--dev", "/dev", "--proc", "/proc", "--dir", "/run", "--dir", "/tmp", "--chdir", "/",
+		// What /proc has beside processes is the machine's, and root may write it.
+		"--dev", "/dev", "--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys",
+		"--ro-bind-try", "/proc/sysrq-trigger", "/proc/sysrq-trigger", "--dir", "/run", "--dir", "/tmp", "--chdir", "/",
 		"--die-with-parent", "--unshare-pid", "--unshare-uts", "--unshare-ipc", "--unshare-net", "--unshare-cgroup-try",
 		"--bind", "usr", "/usr", "--bind", "etc", "/etc", "--bind", "var", "/var",
 	}
