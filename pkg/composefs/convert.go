@@ -15,13 +15,18 @@ type File struct {
 	Content string
 	Payload string
 	Digest  Digest
+	stored  bool // in place of Payload: that of Object
 }
 
 // Object returns the File of an object that is kept under its digest, as
 // composefs stores do: payload "xx/rest of the digest".
 func Object(d Digest) File {
+	return File{Payload: objectName(d), Digest: d}
+}
+
+func objectName(d Digest) string {
 	s := d.String()
-	return File{Payload: s[:2] + "/" + s[2:], Digest: d}
+	return s[:2] + "/" + s[2:]
 }
 
 // FromTree turns t into the tree of an image. file is asked once for each
@@ -108,7 +113,7 @@ func (c *converter) inode(path string, n *fstree.Inode) (*Inode, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
-		out.Content, out.Payload, out.Digest = f.Content, f.Payload, f.Digest
+		out.Content, out.Payload, out.Digest, out.stored = f.Content, f.Payload, f.Digest, f.stored
 	case c.ostree:
 		return nil, fmt.Errorf("%s: ostree keeps no files of mode %o", path, n.Mode)
 	}

@@ -85,7 +85,7 @@ func compareInodes(a, b *Inode) []string {
 	add("nlink", a.Nlink != b.Nlink && !(a.IsDir() && b.IsDir()))
 	add("size", a.IsRegular() && b.IsRegular() && a.Size != b.Size)
 	add("rdev", a.isDevice() && b.isDevice() && uint32(a.Rdev) != uint32(b.Rdev))
-	add("payload", a.Payload != b.Payload)
+	add("payload", a.objectPath() != b.objectPath())
 	add("content", a.Content != b.Content)
 	add("digest", a.Digest != b.Digest)
 	if a.Xattrs != b.Xattrs && !slices.Equal(a.Xattrs.All(), b.Xattrs.All()) {

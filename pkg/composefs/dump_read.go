@@ -239,7 +239,7 @@ func (d *dumpReader) readXattrs(rest []byte) (*fstree.Xattrs, error) {
 		if err := checkXattr(key, string(v)); err != nil {
 			return nil, err
 		}
-		total += xattrCost(key, string(v))
+		total += xattrCost(key, len(v))
 		d.xattrs = append(d.xattrs, fstree.Xattr{Name: key, Value: d.common(v)})
 	}
 	if len(d.xattrs) > 0 && total > maxXattrs {

@@ -83,7 +83,7 @@ func appendLine(b []byte, path string, n *Inode, link string) []byte {
 	if link != "" {
 		optional(link)
 	} else {
-		optional(n.Payload)
+		optional(n.objectPath())
 	}
 	optional(n.Content)
 	if n.Digest == "" {

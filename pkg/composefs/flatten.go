@@ -2,7 +2,6 @@ package composefs
 
 import (
 	"fmt"
-	"hash/maphash"
 	"slices"
 	"strings"
 
@@ -13,22 +12,25 @@ import (
 
 // node is one inode of an image that is being written.
 type node struct {
-	in       *Inode
-	parent   uint32
-	ents     span // its children in flat.ents
-	xattrs   span // its xattrs in flat.refs, in order of their full names
-	whiteout bool // in is a whiteout and is written as a regular file
+	in     *Inode
+	parent uint32
+	ents   span // its children in flat.ents
+	xattrs span // its xattrs in flat.refs, in order of their full names
 
-	pos       int64  // of the inode in the image
+	slot      uint32 // of the inode in the image, in units of slotSize
 	block     uint32 // number of its first data block
 	blocks    uint32 // data blocks
 	tail      uint32 // bytes of data behind the inode
 	dirSize   uint64
 	xattrSize uint32
-	compact   bool
 	filter    uint32
+	whiteout  bool // in is a whiteout and is written as a regular file
+	compact   bool
 	shared    uint8
 }
+
+// pos returns where the inode is in the image.
+func (n *node) pos() int64 { return int64(n.slot) * slotSize }
 
 type span struct{ from, to uint32 }
 
@@ -38,32 +40,20 @@ type entry struct {
 	node uint32
 }
 
-// xattr is one (name, value) pair of the image.
-type xattr struct {
-	name, value string
-	uses        uint32 // number of inodes that have it
-	offset      int32  // in the shared table, or -1
-	hash        uint32 // bit of the name filter
-}
-
 // flat is the tree as an image has it: breadth-first, with the xattrs that make
 // overlayfs see it as composefs does.
 type flat struct {
 	nodes   []node
 	ents    []entry
 	refs    []uint32 // into xattrs
-	xattrs  []xattr
 	version int
-
-	byPair map[uint64]uint32 // hash of name and value, or above if that is taken
-	seed   maphash.Seed
-	bySet  map[*fstree.Xattrs][]uint32
-	stub   Inode
+	stub    Inode
+	xattrTable
 }
 
 // flatten checks t and lays it out breadth-first.
 func flatten(t *Tree, o ImageOptions) (*flat, error) {
-	f := &flat{version: o.MinVersion, bySet: make(map[*fstree.Xattrs][]uint32)}
+	f := &flat{version: o.MinVersion}
 	if t.Root == nil || !t.Root.IsDir() {
 		return nil, fmt.Errorf("the root is no directory")
 	}
@@ -78,8 +68,7 @@ func flatten(t *Tree, o ImageOptions) (*flat, error) {
 	f.nodes = make([]node, 0, inodes+len(stubNames))
 	f.ents = make([]entry, 0, inodes+len(stubNames))
 	f.refs = make([]uint32, 0, inodes+2*external+len(stubNames))
-	f.xattrs = make([]xattr, 0, 2*external+64)
-	f.byPair, f.seed = make(map[uint64]uint32, 2*external+64), maphash.MakeSeed()
+	f.begin(f, 2*external+64)
 	if err := f.queue(t.Root); err != nil {
 		return nil, err
 	}
@@ -91,7 +80,7 @@ func flatten(t *Tree, o ImageOptions) (*flat, error) {
 			return nil, fmt.Errorf("%s: %w", f.path(uint32(i)), err)
 		}
 	}
-	f.byPair, f.bySet = nil, nil
+	f.end()
 	return f, nil
 }
 
@@ -227,14 +216,14 @@ func (f *flat) setXattrs(i uint32) error {
 		if err := checkXattr(x.Name, x.Value); err != nil {
 			return err
 		}
-		size += xattrCost(x.Name, x.Value)
+		size += xattrCost(x.Name, len(x.Value))
 	}
 	f.refs = append(f.refs, f.ownXattrs(n)...)
 	own := size
 	if n.in.External() {
-		size += f.set(from, xattrMetacopy, metacopy(n.in.Digest))
-		if n.in.Payload != "" {
-			size += f.set(from, xattrRedirect, "/"+n.in.Payload)
+		size += f.setObject(nameMetacopy, i)
+		if n.in.stored || n.in.Payload != "" {
+			size += f.setObject(nameRedirect, i)
 		}
 	}
 	if n.whiteout {
@@ -266,71 +255,4 @@ func (f *flat) setXattrs(i uint32) error {
 		f.xattrs[r].uses++
 	}
 	return nil
-}
-
-// xattrCost is what an xattr counts towards maxXattrs.
-func xattrCost(name, value string) int { return 7 + len(name) + len(value) }
-
-func (f *flat) sortRefs(refs []uint32) {
-	slices.SortFunc(refs, func(a, b uint32) int { return strings.Compare(f.xattrs[a].name, f.xattrs[b].name) })
-}
-
-// ownXattrs returns the xattrs that the input gives a node, escaped.
-func (f *flat) ownXattrs(n *node) []uint32 {
-	if refs, ok := f.bySet[n.in.Xattrs]; ok || n.in.Xattrs == nil {
-		return refs
-	}
-	var refs []uint32
-	for _, x := range n.in.Xattrs.All() {
-		name := x.Name
-		if s, ok := strings.CutPrefix(name, overlayPrefix); ok {
-			name = escapedPrefix + s
-		}
-		refs = append(refs, f.intern(name, x.Value))
-	}
-	f.sortRefs(refs)
-	f.bySet[n.in.Xattrs] = refs
-	return refs
-}
-
-// set gives the node whose references start at from one more xattr, or another
-// value for one that it has, and returns what that costs.
-func (f *flat) set(from int, name, value string) int {
-	x := f.intern(name, value)
-	for i := from; i < len(f.refs); i++ {
-		if old := &f.xattrs[f.refs[i]]; old.name == name {
-			f.refs[i] = x
-			return len(value) - len(old.value)
-		}
-	}
-	f.refs = append(f.refs, x)
-	return xattrCost(name, value)
-}
-
-func (f *flat) intern(name, value string) uint32 {
-	key := maphash.Comparable(f.seed, fstree.Xattr{Name: name, Value: value})
-	for {
-		i, ok := f.byPair[key]
-		if !ok {
-			break
-		}
-		if x := &f.xattrs[i]; x.name == name && x.value == value {
-			return i
-		}
-		key++
-	}
-	i := uint32(len(f.xattrs))
-	index, suffix := splitXattr(name)
-	f.xattrs = append(f.xattrs, xattr{name: name, value: value, offset: -1, hash: 1 << (xxh32(suffix, filterSeed+uint32(index)) & 31)})
-	f.byPair[key] = i
-	return i
-}
-
-// metacopy returns the value of the xattr that binds a file's digest
-// (linux fs/overlayfs, struct ovl_metacopy).
-func metacopy(d Digest) string {
-	if d == "" {
-		return ""
-	}
-	return string([]byte{0, byte(4 + len(d)), 0, byte(d.Algorithm())}) + string(d)
 }

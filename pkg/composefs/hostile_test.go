@@ -37,7 +37,7 @@ func smallImage(t testing.TB) ([]byte, map[string]int64) {
 	}
 	at := make(map[string]int64)
 	for i := range l.nodes {
-		at[l.path(uint32(i))] = l.nodes[i].pos
+		at[l.path(uint32(i))] = l.nodes[i].pos()
 	}
 	return writeImageOf(t, tree, V1), at
 }

@@ -145,7 +145,7 @@ func (o *imageWriter) header() {
 	le.PutUint32(s[0:], superMagic)
 	le.PutUint32(s[8:], compatMtime|compatFilter)
 	s[12] = 12 // log2 of the block size
-	le.PutUint16(s[14:], uint16(o.nodes[0].pos/slotSize))
+	le.PutUint16(s[14:], uint16(o.nodes[0].slot))
 	le.PutUint64(s[16:], uint64(len(o.nodes)))
 	le.PutUint64(s[24:], uint64(o.buildSec))
 	le.PutUint32(s[32:], o.buildNsec)
@@ -156,7 +156,7 @@ func (o *imageWriter) header() {
 
 // inode writes node i with the padding before it, its xattrs and its tail.
 func (o *imageWriter) inode(n *node, i uint32) {
-	o.padTo(n.pos)
+	o.padTo(n.pos())
 	le := binary.LittleEndian
 	var b [extendedSize]byte
 	format := uint16(layoutPlain)
@@ -238,12 +238,12 @@ func (o *imageWriter) inodeXattrs(n *node) {
 }
 
 func (o *imageWriter) xattr(x *xattr) {
-	index, suffix := splitXattr(x.name)
+	index, suffix := splitXattr(o.nameOf(x))
 	start := len(o.buf)
 	o.buf = append(o.buf, byte(len(suffix)), index)
-	o.buf = binary.LittleEndian.AppendUint16(o.buf, uint16(len(x.value)))
+	o.buf = binary.LittleEndian.AppendUint16(o.buf, uint16(o.valueLen(x)))
 	o.buf = append(o.buf, suffix...)
-	o.buf = append(o.buf, x.value...)
+	o.buf = o.appendValue(o.buf, x)
 	o.buf = append(o.buf, zeros[:-(len(o.buf)-start)&3]...)
 	o.wrote(len(o.buf) - start)
 }
@@ -309,7 +309,7 @@ func (o *imageWriter) direntBlock(list []listed) {
 	nameOffset := direntSize * len(list)
 	for _, e := range list {
 		child := &o.nodes[e.node]
-		o.buf = binary.LittleEndian.AppendUint64(o.buf, uint64(child.pos/slotSize))
+		o.buf = binary.LittleEndian.AppendUint64(o.buf, uint64(child.slot))
 		o.buf = binary.LittleEndian.AppendUint16(o.buf, uint16(nameOffset))
 		o.buf = append(o.buf, direntType(child.mode()&unix.S_IFMT), 0)
 		nameOffset += len(e.name)

@@ -61,9 +61,9 @@ func newLayout(f *flat) (*layout, error) {
 // size returns the length of the image in bytes.
 func (l *layout) size() int64 { return l.dataStart + l.dataBlocks*blockSize }
 
-func xattrSize(x *xattr) int64 {
-	_, suffix := splitXattr(x.name)
-	return roundUp(int64(xattrEntry+len(suffix)+len(x.value)), 4)
+func (l *layout) sizeOf(x *xattr) int64 {
+	_, suffix := splitXattr(l.nameOf(x))
+	return roundUp(int64(xattrEntry+len(suffix)+l.valueLen(x)), 4)
 }
 
 // shareXattrs puts each xattr that several inodes have into the shared table,
@@ -73,18 +73,21 @@ func (l *layout) shareXattrs() int64 {
 		if l.xattrs[i].uses > 1 {
 			l.table = append(l.table, uint32(i))
 		}
-		if name := l.xattrs[i].name; name == "system.posix_acl_access" || name == "system.posix_acl_default" {
+		if name := l.nameOf(&l.xattrs[i]); name == "system.posix_acl_access" || name == "system.posix_acl_default" {
 			l.hasACL = true
 		}
 	}
 	slices.SortFunc(l.table, func(i, j uint32) int {
 		a, b := &l.xattrs[j], &l.xattrs[i]
-		return cmp.Or(strings.Compare(a.name, b.name), cmp.Compare(len(a.value), len(b.value)), strings.Compare(a.value, b.value))
+		if c := cmp.Or(strings.Compare(l.nameOf(a), l.nameOf(b)), cmp.Compare(l.valueLen(a), l.valueLen(b))); c != 0 {
+			return c
+		}
+		return l.compareValues(a, b)
 	})
 	var end int64
 	for _, i := range l.table {
 		l.xattrs[i].offset = int32(end)
-		end += xattrSize(&l.xattrs[i])
+		end += l.sizeOf(&l.xattrs[i])
 	}
 	for i := range l.nodes {
 		n := &l.nodes[i]
@@ -95,13 +98,13 @@ func (l *layout) shareXattrs() int64 {
 		var used uint32
 		for _, r := range l.refs[n.xattrs.from:n.xattrs.to] {
 			x := &l.xattrs[r]
-			used |= x.hash
+			used |= l.names[x.name].hash
 			if x.offset >= 0 && n.shared < maxSharedRefs {
 				n.shared++
 				size += 4
 				continue
 			}
-			size += xattrSize(x)
+			size += l.sizeOf(x)
 		}
 		n.filter = ^used
 		n.xattrSize = uint32(size)
@@ -218,7 +221,7 @@ func (l *layout) place(n *node, pos int64) int64 {
 			n.blocks, n.tail = n.blocks+1, 0
 		}
 	}
-	n.pos = pos
+	n.slot = uint32(pos / slotSize)
 	return pos + fixed + int64(n.tail)
 }
 

@@ -109,7 +109,7 @@ func (m *Meter) File(_ string, n *fstree.Inode) (File, error) {
 	if p.object == "" {
 		return File{Content: p.inline}, nil
 	}
-	return Object(p.object), nil
+	return File{Digest: p.object, stored: true}, nil
 }
 
 // ReadDir reads a directory tree as the merged tree of an image of it would be,

@@ -51,12 +51,16 @@ type Inode struct {
 	UID, GID  uint32
 	Nlink     uint32 // as stored; a directory's is computed when an image is written
 	MtimeNsec uint32
-	MtimeSec  int64
-	Size      uint64 // regular files: length in bytes; symlinks: of the target
-	Rdev      uint64 // devices: Linux dev_t; else 0
-	Xattrs    *fstree.Xattrs
+	// stored says of an external file that its object is kept under its Digest;
+	// Payload is empty then, see objectPath.
+	stored   bool
+	MtimeSec int64
+	Size     uint64 // regular files: length in bytes; symlinks: of the target
+	Rdev     uint64 // devices: Linux dev_t; else 0
+	Xattrs   *fstree.Xattrs
 	// Payload is a symlink's target, or the path of a regular file's object
-	// relative to the object directory; "" leaves the path to be the file's own.
+	// relative to the object directory; "" leaves the path to be the file's own,
+	// but for trees made of an import, where it stands for that of the digest.
 	Payload string
 	// Content is an inline file's bytes. A regular file of Size > 0 without
 	// Content is external: its bytes are an object.
@@ -94,6 +98,14 @@ func (n *Inode) IsSymlink() bool { return n.Type() == unix.S_IFLNK }
 
 // External reports whether n is a regular file whose bytes are an object.
 func (n *Inode) External() bool { return n.IsRegular() && n.Size > 0 && n.Content == "" }
+
+// objectPath returns the Payload that an image has.
+func (n *Inode) objectPath() string {
+	if n.stored {
+		return objectName(n.Digest)
+	}
+	return n.Payload
+}
 
 func (n *Inode) isDevice() bool { return n.Type() == unix.S_IFCHR || n.Type() == unix.S_IFBLK }
 
