@@ -83,3 +83,17 @@ func checkSeal(image *os.File, p *Plan) (sealed bool, err error) {
 	}
 	return false, fault.New(fault.Conflict, "the kernel argument asks for fs-verity; the store was copied, or made on a file system without it", "%s has no fs-verity", image.Name())
 }
+
+// storeSealed reports whether every object of the store has fs-verity: its
+// meta.json has it exactly then. Where the kernel argument allows a store
+// without, a sealed image alone says nothing of the objects: a host installed by
+// a kernel without fs-verity has old ones unsealed and new ones sealed.
+func storeSealed(sysroot *os.File) bool {
+	meta, err := openBeneath(sysroot, "composefs/meta.json", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	if err != nil {
+		return false
+	}
+	defer meta.Close()
+	_, err = fsverity.Measure(meta)
+	return err == nil
+}

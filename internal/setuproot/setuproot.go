@@ -91,6 +91,9 @@ func setUp(ctx context.Context, sysroot string, p *Plan) (sealed bool, err error
 		return false, err
 	}
 	defer image.Close()
+	if p.AllowNoVerity {
+		sealed = sealed && storeSealed(disk)
+	}
 	w, err := newWorkshop()
 	if err != nil {
 		return false, err
