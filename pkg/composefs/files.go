@@ -111,8 +111,7 @@ func (c *plainer) inode(n *Inode) *fstree.Inode {
 
 // filesOf is a tree of this import as Files, which may be used longer than it.
 func (im *Import) filesOf(tree *fstree.Tree) *Files {
-	c := &plainer{places: im.known}
-	return &Files{Tree: tree, repo: im.repo, place: c.place}
+	return &Files{Tree: tree, repo: im.repo, place: im.place}
 }
 
 // Open opens a regular file of the tree.

@@ -2,7 +2,6 @@ package composefs
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -55,7 +54,7 @@ type Import struct {
 
 	mu     sync.Mutex
 	layers map[string]*savedLayer // by diffID: those of this import
-	known  map[fstree.Digest]place
+	known  *contents
 }
 
 // place says where a content is: in an object, or in memory.
@@ -71,7 +70,7 @@ func (r *Repo) NewImport(ctx context.Context, opts ImportOptions) (_ *Import, er
 	if err := r.meta.writable(); err != nil {
 		return nil, err
 	}
-	im := &Import{ctx: ctx, repo: r, opts: opts, layers: make(map[string]*savedLayer), known: make(map[fstree.Digest]place)}
+	im := &Import{ctx: ctx, repo: r, opts: opts, layers: make(map[string]*savedLayer), known: newContents()}
 	if im.unlock, err = r.lock(unix.LOCK_SH); err != nil {
 		return nil, err
 	}
@@ -126,7 +125,7 @@ func (im *Import) LayerIndex(diffID string) ([]byte, error) {
 	im.mu.Lock()
 	l, ok := im.layers[diffID]
 	im.mu.Unlock()
-	if ok {
+	if ok && l.index != nil {
 		return l.index, nil
 	}
 	for _, find := range []func(diffID, name string) (*savedLayer, bool){im.stagedLayer, im.storedLayer} {
@@ -142,13 +141,7 @@ func (im *Import) adopt(diffID string, l *savedLayer) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	im.layers[diffID] = l
-	for i := range l.objects {
-		o := &l.objects[i]
-		im.known[o.content] = place{object: o.object, size: o.size}
-	}
-	for _, s := range l.inline {
-		im.known[sha256.Sum256([]byte(s))] = place{inline: s, size: int64(len(s))}
-	}
+	im.known.add(l)
 }
 
 // stagedLayer finds a layer that this boot staged. Nothing refers to it, so a
@@ -238,7 +231,7 @@ func (im *Import) openObject(d Digest) (io.ReadCloser, error) {
 func (im *Import) place(d fstree.Digest) (place, error) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	p, ok := im.known[d]
+	p, ok := im.known.find(d)
 	if !ok {
 		return p, noContent(d)
 	}
@@ -257,7 +250,7 @@ func (im *Import) file(_ string, n *fstree.Inode) (File, error) {
 	if p.object == "" {
 		return File{Content: p.inline}, nil
 	}
-	return Object(p.object), nil
+	return File{Digest: p.object, stored: true}, nil
 }
 
 // importStage is the directory kedge-BOOTID of a repository.
@@ -433,7 +426,11 @@ func (im *Import) saveLayers(diffIDs []string) error {
 		if err != nil {
 			return err
 		}
-		if err := replaceFile(im.opts.State, layersDir+"/"+name, l.encode()); err != nil {
+		data, err := im.stage.root.ReadFile(layersDir + "/" + name)
+		if err == nil {
+			err = replaceFile(im.opts.State, layersDir+"/"+name, data)
+		}
+		if err != nil {
 			return fmt.Errorf("save the index of layer %s: %w", id, err)
 		}
 		l.stored = true

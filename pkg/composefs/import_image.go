@@ -105,6 +105,7 @@ func (w *containerWriter) check(context.Context) error {
 		if l == nil || l.stream == "" {
 			return fault.New(fault.Internal, "", "layer %s was not imported with its archive", id)
 		}
+		l.index = nil // merged; what is saved of it comes from the stage
 		w.layers = append(w.layers, streamRef{id, l.stream})
 		w.link("streams/"+layerStream(id), l.stream)
 	}
