@@ -232,7 +232,11 @@ func refused(t *testing.T, m *lab.Machine, line int, why string) {
 		g.Kill()
 		t.Fatalf("%s boots, though its image is damaged", g.Entry.File)
 	}
-	console, rerr := os.ReadFile(filepath.Join(again.Dir, "boot-1/console.log"))
+	logs, _ := filepath.Glob(filepath.Join(again.Dir, "boot-*/console.log"))
+	if len(logs) != 1 {
+		t.Fatalf("%s has the consoles %q, want one: %v", again.Dir, logs, err)
+	}
+	console, rerr := os.ReadFile(logs[0])
 	if rerr != nil {
 		t.Fatal(errors.Join(err, rerr))
 	}
