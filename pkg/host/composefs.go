@@ -37,6 +37,7 @@ var composefsBackend = &backend{
 // composefsStore is the composefs backend: a repository of composefs-rs and
 // bootc's deployments of its images. A root is the fs-verity digest of an image.
 type composefsStore struct {
+	menu[*imageroot.Deployment]
 	cfg     Config
 	sysroot *imageroot.Sysroot
 	repo    *composefs.Repo
@@ -60,6 +61,9 @@ func openComposefs(cfg Config) (_ store, err error) {
 	if s.sysroot, err = imageroot.Open(cfg.Sysroot, o); err != nil {
 		return nil, err
 	}
+	s.menu = menu[*imageroot.Deployment]{list: s.sysroot, begin: s.begin, is: func(b *imageroot.Deployment, d *deployment) bool {
+		return b.Digest == d.root && b.Serial == d.serial && b.Staged == d.staged
+	}}
 	if s.repo, err = composefs.OpenRepo(s.sysroot.Root(), composefsDir); err != nil {
 		s.sysroot.Close()
 		return nil, err
@@ -250,16 +254,6 @@ func (s *composefsStore) bootloader() string {
 		return "grub-cc"
 	}
 	return "grub"
-}
-
-// native returns imageroot's value for a deployment.
-func (s *composefsStore) native(d *deployment) (*imageroot.Deployment, error) {
-	for _, b := range s.sysroot.Deployments() {
-		if b.Digest == d.root && b.Serial == d.serial && b.Staged == d.staged {
-			return b, nil
-		}
-	}
-	return nil, fault.New(fault.NotFound, "kedge status shows what there is", "the deployment %s is gone", d.id)
 }
 
 // OpenDeployment implements store. Where the root is not mounted its state is

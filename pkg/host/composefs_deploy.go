@@ -2,8 +2,6 @@ package host
 
 import (
 	"context"
-	"fmt"
-	"time"
 
 	"github.com/kedge-os/kedge/pkg/boot/imageroot"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
@@ -91,7 +89,7 @@ const (
 // etcConflicts returns the paths in /etc that differ between a deployment and
 // its image, and between that and the new image too. It is only told, so that a
 // failure is logged.
-func (s *composefsStore) etcConflicts(ctx context.Context, before *imageroot.Deployment, root string) (paths []string) {
+func (s *composefsStore) etcConflicts(ctx context.Context, before *imageroot.Deployment, root string) []string {
 	if before == nil {
 		return nil
 	}
@@ -99,12 +97,7 @@ func (s *composefsStore) etcConflicts(ctx context.Context, before *imageroot.Dep
 	if err != nil {
 		s.cfg.Log.Warn("conflicts in /etc are not known", "error", err)
 	}
-	for _, c := range changes {
-		if c.Conflict() {
-			paths = append(paths, "/etc/"+c.Path)
-		}
-	}
-	return paths
+	return conflicts(changes)
 }
 
 // kargsAsRunning returns the arguments of a staged deployment as they would be
@@ -118,52 +111,6 @@ func (s *composefsStore) kargsAsRunning(ctx context.Context, staged, running *im
 	return staged.Kargs().Rebase(theirs, ours), err
 }
 
-// SetDefault implements store. The commit point is imageroot.Write's.
-func (s *composefsStore) SetDefault(ctx context.Context, d *deployment) error {
-	b, err := s.native(d)
-	if err != nil {
-		return err
-	}
-	if err := s.begin(); err != nil {
-		return err
-	}
-	return s.sysroot.Write(ctx, s.sysroot.WithDefault(b))
-}
-
-// Remove implements store. The commit point is imageroot.Write's.
-func (s *composefsStore) Remove(ctx context.Context, gone ...*deployment) error {
-	list := s.sysroot.Deployments()
-	for _, d := range gone {
-		b, err := s.native(d)
-		if err != nil {
-			return err
-		}
-		kept := list[:0:0]
-		for _, o := range list {
-			if o != b {
-				kept = append(kept, o)
-			}
-		}
-		list = kept
-	}
-	if err := s.begin(); err != nil {
-		return err
-	}
-	return s.sysroot.Write(ctx, list)
-}
-
-// SetPinned implements store.
-func (s *composefsStore) SetPinned(d *deployment, pinned bool) error {
-	b, err := s.native(d)
-	if err != nil {
-		return err
-	}
-	return s.sysroot.SetPinned(b, pinned)
-}
-
-// Release implements store.
-func (s *composefsStore) Release() error { return s.sysroot.SetHold(false) }
-
 // Finalize implements store.
 func (s *composefsStore) Finalize(ctx context.Context) (string, error) {
 	done, err := s.sysroot.Finalize(ctx)
@@ -171,16 +118,4 @@ func (s *composefsStore) Finalize(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return done.Deployment.Name(), nil
-}
-
-// FinalizeFailure implements store.
-func (s *composefsStore) FinalizeFailure() string {
-	f, err := s.sysroot.Failure()
-	switch {
-	case err != nil:
-		return err.Error()
-	case f == nil:
-		return ""
-	}
-	return fmt.Sprintf("%s: %s", f.Time.UTC().Format(time.DateTime), f.Message)
 }

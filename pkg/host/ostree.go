@@ -10,7 +10,6 @@ import (
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot"
-	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/ostree"
 	"github.com/kedge-os/kedge/pkg/ostree/object"
 	"github.com/kedge-os/kedge/pkg/selinux"
@@ -29,6 +28,7 @@ var ostreeBackend = &backend{
 
 // ostreeStore is the ostree backend: libostree's repository and its sysroot.
 type ostreeStore struct {
+	menu[*boot.Deployment]
 	cfg     Config
 	sysroot *boot.Sysroot
 	repo    *ostree.Repo
@@ -42,10 +42,12 @@ func openOSTree(cfg Config) (store, error) {
 	if cfg.Machine == "/" {
 		o.StartFinalizer = boot.StartFinalizer
 	}
-	s.sysroot, err = boot.Open(cfg.Sysroot, o)
-	if err != nil {
+	if s.sysroot, err = boot.Open(cfg.Sysroot, o); err != nil {
 		return nil, err
 	}
+	s.menu = menu[*boot.Deployment]{list: s.sysroot, begin: s.begin, is: func(b *boot.Deployment, d *deployment) bool {
+		return b.Stateroot == d.stateroot && b.Checksum == d.root && b.Serial == d.serial && b.Staged == d.staged
+	}}
 	if s.repo, err = ostree.OpenAt(s.sysroot.Root(), repoDir); err != nil {
 		s.sysroot.Close()
 		return nil, err
@@ -217,16 +219,6 @@ func (s *ostreeStore) image(commit string) (*imageInfo, error) {
 		return nil, err
 	}
 	return parseImage(c.ManifestDigest, c.Manifest, c.Config)
-}
-
-// native returns boot's value for a deployment.
-func (s *ostreeStore) native(d *deployment) (*boot.Deployment, error) {
-	for _, b := range s.sysroot.Deployments() {
-		if b.Stateroot == d.stateroot && b.Checksum == d.root && b.Serial == d.serial && b.Staged == d.staged {
-			return b, nil
-		}
-	}
-	return nil, fault.New(fault.NotFound, "kedge status shows what there is", "the deployment %s is gone", d.id)
 }
 
 // speculative returns the policy that will probably label the next root.

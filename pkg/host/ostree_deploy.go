@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"time"
 
 	"github.com/kedge-os/kedge/pkg/boot"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
@@ -61,7 +60,7 @@ func (s *ostreeStore) Deploy(ctx context.Context, r deployRequest) (d *deploymen
 // etcConflicts returns the paths that differ between the /etc of the
 // deployment before and its defaults, and between these and the new ones too.
 // It is only told, so that a failure is logged.
-func (s *ostreeStore) etcConflicts(ctx context.Context, before, fresh *boot.Deployment) (paths []string) {
+func (s *ostreeStore) etcConflicts(ctx context.Context, before, fresh *boot.Deployment) []string {
 	if before == nil {
 		return nil
 	}
@@ -75,12 +74,7 @@ func (s *ostreeStore) etcConflicts(ctx context.Context, before, fresh *boot.Depl
 	if err != nil {
 		s.cfg.Log.Warn("conflicts in /etc are not known", "error", err)
 	}
-	for _, c := range changes {
-		if c.Conflict() {
-			paths = append(paths, "/etc/"+c.Path)
-		}
-	}
-	return paths
+	return conflicts(changes)
 }
 
 // kargsAsRunning returns the arguments of a staged deployment as they would be
@@ -123,52 +117,6 @@ func (s *ostreeStore) OpenDeployment(d *deployment) (root, vardir *os.Root, err 
 	return root, vardir, err
 }
 
-// SetDefault implements store. The commit point is boot.Write's.
-func (s *ostreeStore) SetDefault(ctx context.Context, d *deployment) error {
-	b, err := s.native(d)
-	if err != nil {
-		return err
-	}
-	if err := s.begin(); err != nil {
-		return err
-	}
-	return s.sysroot.Write(ctx, s.sysroot.WithDefault(b))
-}
-
-// Remove implements store. The commit point is boot.Write's.
-func (s *ostreeStore) Remove(ctx context.Context, gone ...*deployment) error {
-	list := s.sysroot.Deployments()
-	for _, d := range gone {
-		b, err := s.native(d)
-		if err != nil {
-			return err
-		}
-		kept := list[:0:0]
-		for _, o := range list {
-			if o != b {
-				kept = append(kept, o)
-			}
-		}
-		list = kept
-	}
-	if err := s.begin(); err != nil {
-		return err
-	}
-	return s.sysroot.Write(ctx, list)
-}
-
-// SetPinned implements store.
-func (s *ostreeStore) SetPinned(d *deployment, pinned bool) error {
-	b, err := s.native(d)
-	if err != nil {
-		return err
-	}
-	return s.sysroot.SetPinned(b, pinned)
-}
-
-// Release implements store.
-func (s *ostreeStore) Release() error { return s.sysroot.SetHold(false) }
-
 // Finalize implements store.
 func (s *ostreeStore) Finalize(ctx context.Context) (string, error) {
 	done, err := s.sysroot.Finalize(ctx)
@@ -176,16 +124,4 @@ func (s *ostreeStore) Finalize(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return done.Deployment.Stateroot + "/" + done.Deployment.Name(), nil
-}
-
-// FinalizeFailure implements store.
-func (s *ostreeStore) FinalizeFailure() string {
-	f, err := s.sysroot.Failure()
-	switch {
-	case err != nil:
-		return err.Error()
-	case f == nil:
-		return ""
-	}
-	return fmt.Sprintf("%s: %s", f.Time.UTC().Format(time.DateTime), f.Message)
 }
