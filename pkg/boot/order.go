@@ -2,7 +2,6 @@ package boot
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -10,12 +9,7 @@ import (
 // Retention says which deployments stay when a new one comes.
 type Retention struct {
 	Merge *Deployment // what the new one continues; stays
-	// All keeps every deployment, Pending those before the booted one,
-	// Rollback those behind it.
-	All, Pending, Rollback bool
-	// NotDefault puts the new deployment behind the booted one instead of
-	// making it the default.
-	NotDefault bool
+	All   bool        // every deployment stays
 }
 
 // With returns the list for Write in which the deployment fresh is new. The
@@ -23,60 +17,16 @@ type Retention struct {
 // always stay; of the rest what the retention says. A staged one goes.
 func (s *Sysroot) With(fresh *Deployment, r Retention) []*Deployment {
 	booted := s.Booted()
-	if booted == nil && r.Merge == nil && (r.Pending || r.Rollback) {
-		r.All = true
-	}
-	var list []*Deployment
-	added, passed := false, false
-	if !r.NotDefault {
-		list, added = append(list, fresh), true
-	}
+	list := []*Deployment{fresh}
 	for _, d := range s.list {
 		if d.Staged || d.same(fresh) {
 			continue
 		}
-		crossover := d.same(booted) || booted == nil && d.same(r.Merge)
-		passed = passed || crossover
-		if r.All || d.Pinned() || d.Stateroot != fresh.Stateroot || d.same(booted) || d.same(r.Merge) ||
-			r.Pending && !passed || r.Rollback && passed {
+		if r.All || d.Pinned() || d.Stateroot != fresh.Stateroot || d.same(booted) || d.same(r.Merge) {
 			list = append(list, d)
 		}
-		if !added && crossover {
-			list, added = append(list, fresh), true
-		}
-	}
-	if !added {
-		list = append(list, fresh)
 	}
 	return list
-}
-
-// Without returns the list for Write that lacks one deployment.
-func (s *Sysroot) Without(d *Deployment) []*Deployment {
-	return slices.DeleteFunc(s.Deployments(), d.same)
-}
-
-// RollbackTarget returns the deployment that a rollback makes the default:
-// where the booted one is the default, the next of its stateroot; where
-// another one waits for the reboot, the booted one, so that a second rollback
-// undoes the first. On a sysroot that is not booted it is the second of the
-// first stateroot. None is a Conflict.
-func (s *Sysroot) RollbackTarget() (*Deployment, error) {
-	list := slices.DeleteFunc(s.Deployments(), func(d *Deployment) bool { return d.Staged })
-	booted := s.Booted()
-	if booted == nil && len(list) > 0 {
-		booted = list[0]
-	}
-	if booted != nil {
-		list = slices.DeleteFunc(list, func(d *Deployment) bool { return d.Stateroot != booted.Stateroot })
-		if !list[0].same(booted) {
-			return booted, nil
-		}
-		if len(list) > 1 {
-			return list[1], nil
-		}
-	}
-	return nil, fault.New(fault.Conflict, "kedge status shows the deployments that there are", "there is no deployment to roll back to")
 }
 
 // WithDefault returns the list for Write in which d is the default and all

@@ -174,24 +174,6 @@ func (s *Sysroot) SetHold(hold bool) error {
 	return s.bumpMtime()
 }
 
-// Unstage drops the staged deployment; none is fine.
-func (s *Sysroot) Unstage() error {
-	if err := s.requireLock("unstage"); err != nil {
-		return err
-	}
-	d := s.Staged()
-	if d == nil {
-		return nil
-	}
-	if err := s.dropStaged(d); err != nil {
-		return fmt.Errorf("drop the staged deployment: %w", err)
-	}
-	if err := s.bumpMtime(); err != nil {
-		return err
-	}
-	return s.Load()
-}
-
 // StartFinalizer starts kedge's unit, which finalises at shutdown; for
 // Options.StartFinalizer on a machine with systemd.
 func StartFinalizer(ctx context.Context) error {
