@@ -117,4 +117,3 @@ func (s *Sysroot) SetHold(hold bool) error {
 	d.Held = hold
 	return s.bumpMtime()
 }
-
