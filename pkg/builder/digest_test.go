@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	ociv1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/e2e/smallimage"
 	"github.com/kedge-os/kedge/internal/lab"
@@ -164,6 +165,33 @@ func TestOSTreeImageAndDirectory(t *testing.T) {
 	}
 	if roots[0].Tree.Lookup("usr/etc/hostname") == nil {
 		t.Error("/etc is not where the ostree backend has it")
+	}
+}
+
+// TestStorageAndLayout: an image has the digest of its layout in podman's
+// storage too, where the layers are made anew from files.
+func TestStorageAndLayout(t *testing.T) {
+	lab.NeedRoot(t)
+	lab.Need(t, "skopeo")
+	dir := t.TempDir()
+	smallimage.Layout(t, dir+"/layout", map[string]ociv1.Image{"v": smallimage.New(t, "1", smallimage.OS(1))})
+	stored := "containers-storage:[overlay@" + dir + "/root+" + dir + "/run]localhost/os:v"
+	t.Cleanup(func() { _ = unix.Unmount(dir+"/root/overlay", unix.MNT_DETACH) })
+	run(t, "skopeo", "copy", "--quiet", "oci:"+dir+"/layout:v", stored)
+	for name, compute := range map[string]func(context.Context, string, builder.DigestOptions) (*builder.Root, error){
+		"composefs": builder.Digest, "ostree": builder.OSTreeDigest,
+	} {
+		var digests []string
+		for _, what := range []string{"oci:" + dir + "/layout:v", stored} {
+			r, err := compute(t.Context(), what, builder.DigestOptions{Sysroot: sysroot(t)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			digests = append(digests, r.Digest.String())
+		}
+		if digests[0] != digests[1] {
+			t.Errorf("%s: the layout has the digest %s, the storage %s", name, digests[0], digests[1])
+		}
 	}
 }
 
