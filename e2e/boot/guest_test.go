@@ -82,13 +82,6 @@ func (g *guest) kedge(args string) string {
 	return out
 }
 
-// finalization logs what the journal has of kedge's unit at the last shutdown:
-// its times, which are a figure and no assertion.
-func (g *guest) finalization() {
-	g.t.Helper()
-	g.t.Logf("finalisation in the journal:\n%s", g.output("journalctl -b -1 -u kedge-finalize-staged.service -o short-monotonic --no-pager"))
-}
-
 // exitCode runs a script and returns its exit code.
 func (g *guest) exitCode(script string) int {
 	g.t.Helper()
