@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -54,13 +55,33 @@ type Guest struct {
 	nextID int
 }
 
-// Boot starts the machine and waits until its agent answers.
+// Boot starts the machine and waits until its agent answers. On several
+// emulated processors a kernel sometimes dies while it patches its own code,
+// before anything of the image has run: such a machine is started again.
 func (m *Machine) Boot(ctx context.Context) (*Guest, error) {
+	const tries = 3
 	m.boots++
 	dir := filepath.Join(m.Dir, fmt.Sprintf("boot-%d", m.boots))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
+	for try := 1; ; try++ {
+		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
+			return nil, err
+		}
+		g, err := m.boot(ctx, dir)
+		if err == nil || try == tries || !emulatorDied(filepath.Join(dir, "console.log")) {
+			return g, err
+		}
 	}
+}
+
+// emulatorDied reports whether the console has a panic from before the first
+// program.
+func emulatorDied(console string) bool {
+	b, err := os.ReadFile(console)
+	return err == nil && bytes.Contains(b, []byte("Kernel panic")) && !bytes.Contains(b, []byte("Run /init as init process"))
+}
+
+// boot is one try; dir takes the kernel, the initramfs and the console.
+func (m *Machine) boot(ctx context.Context, dir string) (*Guest, error) {
 	entry, err := m.Disk.bootFiles(ctx, dir, m.MenuEntry)
 	if err != nil {
 		return nil, fmt.Errorf("reading the boot entry: %w", err)
