@@ -250,9 +250,9 @@ func initialise(dir string) error {
 		return err
 	}
 	defer root.Close()
-	if _, err := root.Stat(repoDir + "/config"); err == nil {
-		return nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	// With boot entries it is somebody's host. Without, an installation may have
+	// died between the repository and its configuration.
+	if _, err := root.Lstat("boot/loader"); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	repo, err := ostree.CreateAt(root, repoDir, ostree.Bare)
