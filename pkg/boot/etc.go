@@ -71,18 +71,7 @@ func (s *Sysroot) mergeEtc(ctx context.Context, root *os.Root, merge *Deployment
 		return nil, stats, err
 	}
 	defer done()
-	m, err := etcmerge.Plan(ctx, base, local, image)
-	if err != nil {
-		return nil, stats, err
-	}
-	if stats, err = m.Write(ctx, dst, o); err != nil {
-		return nil, stats, err
-	}
-	s.log.Info("merged /etc", "changes", len(m.Changes), "files", stats.Files, "bytes", stats.Bytes, "shared", stats.Shared)
-	if !o.Since.IsZero() && stats.Largest > etcmerge.LargeFile {
-		s.log.Warn("a large file changed after staging and was copied at shutdown", "path", stats.Name, "bytes", stats.Largest)
-	}
-	return m.Changes, stats, nil
+	return etcmerge.Apply(ctx, base, local, image, dst, o, s.log)
 }
 
 func openSource(root *os.Root, name string) (source.Dir, error) {

@@ -3,6 +3,7 @@ package etcmerge
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -52,6 +53,23 @@ type Stats struct {
 	Shared  int    // regular files that share their blocks
 	Others  int    // directories and symlinks made, attributes corrected
 	Removed int    // entries removed
+}
+
+// Apply plans a merge, writes it to dst, and logs what it came to.
+func Apply(ctx context.Context, base, local, image source.Dir, dst *dirfd.Dir, o WriteOptions, log *slog.Logger) ([]Change, Stats, error) {
+	m, err := Plan(ctx, base, local, image)
+	if err != nil {
+		return nil, Stats{}, err
+	}
+	stats, err := m.Write(ctx, dst, o)
+	if err != nil {
+		return nil, stats, err
+	}
+	log.Info("merged /etc", "changes", len(m.Changes), "files", stats.Files, "bytes", stats.Bytes, "shared", stats.Shared)
+	if !o.Since.IsZero() && stats.Largest > LargeFile {
+		log.Warn("a large file changed after staging and was copied at shutdown", "path", stats.Name, "bytes", stats.Largest)
+	}
+	return m.Changes, stats, nil
 }
 
 // Write makes dst, an existing directory, look like the merge. It has no

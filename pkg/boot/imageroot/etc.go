@@ -37,18 +37,10 @@ func (s *Sysroot) mergeEtc(ctx context.Context, images *images, d, merge *Deploy
 		return nil, stats, err
 	}
 	defer done()
-	m, err := etcmerge.Plan(ctx, base, local, image)
-	if err != nil {
+	if changes, stats, err = etcmerge.Apply(ctx, base, local, image, dst, o, s.log); err != nil {
 		return nil, stats, err
 	}
-	if stats, err = m.Write(ctx, dst, o); err != nil {
-		return nil, stats, err
-	}
-	s.log.Info("merged /etc", "changes", len(m.Changes), "files", stats.Files, "bytes", stats.Bytes, "shared", stats.Shared)
-	if !o.Since.IsZero() && stats.Largest > etcmerge.LargeFile {
-		s.log.Warn("a large file changed after staging and was copied at shutdown", "path", stats.Name, "bytes", stats.Largest)
-	}
-	return m.Changes, stats, dst.Remove(updatedStamp)
+	return changes, stats, dst.Remove(updatedStamp)
 }
 
 // etc opens the /etc of a deployment's image.
