@@ -78,12 +78,14 @@ func aptCache(args ...string) []string {
 }
 
 func (e *apt) resolve(ctx context.Context, b *box, r *resolution) (*Lock, error) {
-	out, err := b.run(ctx, aptGet("-o", "APT::Update::Error-Mode=any", "update"))
-	if err != nil {
-		return nil, err
-	}
-	if out.code != 0 {
-		return nil, aptFailure("read the repositories", out)
+	if !b.s.opt.CacheOnly {
+		out, err := b.run(ctx, aptGet("-o", "APT::Update::Error-Mode=any", "update"))
+		if err != nil {
+			return nil, err
+		}
+		if out.code != 0 {
+			return nil, aptFailure("read the repositories", out)
+		}
 	}
 	args := []string{"install"}
 	args = append(args, r.install...)

@@ -113,7 +113,7 @@ func dnfFailure(a *dnfAnswer) error {
 
 func (e *dnf) resolve(ctx context.Context, b *box, r *resolution) (*Lock, error) {
 	a, _, err := e.call(ctx, b, "resolve", map[string]any{
-		"cache": boxCache, "install": orEmpty(r.install), "paths": orEmpty(r.paths), "remove": orEmpty(r.remove),
+		"cache": boxCache, "cacheonly": b.s.opt.CacheOnly, "install": orEmpty(r.install), "paths": orEmpty(r.paths), "remove": orEmpty(r.remove),
 	})
 	if err != nil {
 		return nil, err

@@ -42,6 +42,7 @@ def open_base(spec):
     base.conf.logdir = base.conf.persistdir = '/tmp'
     # A repository that cannot be read must not look like one without packages.
     base.conf.skip_if_unavailable = False
+    base.conf.cacheonly = spec.get('cacheonly', False)
     base.read_all_repos()
     for repo in base.repos.iter_enabled():
         repo.skip_if_unavailable = False

@@ -1,6 +1,7 @@
 package layering
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -19,11 +20,17 @@ const (
 	LabelBase    = "io.kedge.base"    // digest of the base image's manifest
 	LabelRequest = "io.kedge.request" // Request as JSON, without the paths of files
 	LabelLock    = "io.kedge.lock"    // Lock as JSON
+	LabelFormat  = "io.kedge.format"  // Format
 )
+
+// Format is the version of how layers are made; another one makes another
+// layer of the same lock.
+const Format = "1"
 
 // BaseImage is what a registry gave for the base.
 type BaseImage struct {
-	Manifest []byte
+	Digest   string // of the manifest, "sha256:…"
+	Manifest []byte // a store may have other bytes of the same JSON
 	Config   []byte
 }
 
@@ -42,7 +49,7 @@ func derive(base BaseImage, req Request, lock *Lock, layer *Layer) (*derivedByte
 	}
 	labels := make(map[string]string)
 	maps.Copy(labels, c.Config.Labels)
-	labels[LabelBase] = digest.FromBytes(base.Manifest).String()
+	labels[LabelBase], labels[LabelFormat] = base.Digest, Format
 	req.Files = nil
 	for key, v := range map[string]any{LabelRequest: req, LabelLock: lock} {
 		b, err := json.Marshal(v)
@@ -73,7 +80,7 @@ func derive(base BaseImage, req Request, lock *Lock, layer *Layer) (*derivedByte
 	}
 	out := &derivedBytes{}
 	var err error
-	if out.config, err = json.Marshal(config); err != nil {
+	if out.config, err = canonical(config); err != nil {
 		return nil, err
 	}
 	for i := range m.Layers {
@@ -84,6 +91,22 @@ func derive(base BaseImage, req Request, lock *Lock, layer *Layer) (*derivedByte
 	m.Config = v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: digest.FromBytes(out.config), Size: int64(len(out.config))}
 	out.manifest, err = json.Marshal(m)
 	return out, err
+}
+
+// canonical encodes JSON with every object's keys in order, however the base
+// image has them: stores keep the meaning of a config and not its bytes.
+func canonical(obj any) ([]byte, error) {
+	b, err := json.Marshal(obj)
+	if err != nil {
+		return nil, err
+	}
+	in := json.NewDecoder(bytes.NewReader(b))
+	in.UseNumber()
+	var any any
+	if err := in.Decode(&any); err != nil {
+		return nil, err
+	}
+	return json.Marshal(any)
 }
 
 func created(t *time.Time) *time.Time {

@@ -51,7 +51,7 @@ func (w *world) baseImage(t *testing.T) (layering.BaseImage, v1.Descriptor) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return layering.BaseImage{Manifest: manifest, Config: config}, layer
+	return layering.BaseImage{Digest: digest.FromBytes(manifest).String(), Manifest: manifest, Config: config}, layer
 }
 
 // TestDerivedImage unpacks the derived image with umoci and asks the package

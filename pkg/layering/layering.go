@@ -13,6 +13,7 @@
 package layering
 
 import (
+	"context"
 	"log/slog"
 	"time"
 )
@@ -24,6 +25,10 @@ type Base struct {
 	// Etc is the directory of the image's /etc where Root has none in place:
 	// usr/etc of a deployment. Empty: Root/etc.
 	Etc string
+	// Mount puts the root at dir, an empty directory of the session, and says
+	// where in it the image's /etc is ("" for etc). It takes the place of Root
+	// and Etc; what it mounts goes with the session, what it writes too.
+	Mount func(ctx context.Context, dir string) (etc string, err error)
 	// Created is the base image's own time. Scriptlets see it as
 	// SOURCE_DATE_EPOCH, and whatever they write carries it.
 	Created time.Time
@@ -42,6 +47,9 @@ type Options struct {
 	HostEtc string
 	// Resolv is the resolv.conf for resolving and fetching. Empty: /etc/resolv.conf.
 	Resolv string
+	// CacheOnly resolves with the metadata and fetches the packages that are in
+	// the cache; nothing is asked of the network.
+	CacheOnly bool
 	// Reserve is what stays free on the file system of Work, in bytes: a
 	// transaction that would take more is ended. 0: 256 MiB.
 	Reserve uint64

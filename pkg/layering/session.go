@@ -85,6 +85,11 @@ func (s *Session) open(ctx context.Context) (err error) {
 	if s.lock, err = lockSession(s.dir); err != nil {
 		return err
 	}
+	if s.base.Mount != nil {
+		if err := s.mountBase(ctx); err != nil {
+			return err
+		}
+	}
 	root, err := os.OpenRoot(s.base.Root)
 	if err != nil {
 		return err
@@ -97,6 +102,21 @@ func (s *Session) open(ctx context.Context) (err error) {
 		return err
 	}
 	return s.prepare(ctx)
+}
+
+func (s *Session) mountBase(ctx context.Context) error {
+	s.base.Root = s.path("base")
+	if err := os.Mkdir(s.base.Root, 0o755); err != nil {
+		return err
+	}
+	etc, err := s.base.Mount(ctx, s.base.Root)
+	if err != nil {
+		return fmt.Errorf("provide the base image's files: %w", err)
+	}
+	if etc != "" {
+		s.base.Etc = filepath.Join(s.base.Root, etc)
+	}
+	return nil
 }
 
 // Engine returns the name of the base's package manager: "apt" or "dnf".

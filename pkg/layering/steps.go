@@ -108,6 +108,9 @@ func (s *Session) Fetch(ctx context.Context, lock *Lock) error {
 		if len(missing.Install) == 0 {
 			return nil
 		}
+		if s.opt.CacheOnly {
+			return fault.New(fault.NotFound, "leave --cache-only out, or fetch them first with --download-only", "the cache lacks %s and %d more", missing.Install[0].Name, len(missing.Install)-1)
+		}
 		b, done, err := s.netBox()
 		if err != nil {
 			return err
@@ -137,7 +140,7 @@ func (s *Session) netBox() (*box, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	b := &box{s: s, root: mnt, net: true}
+	b := &box{s: s, root: mnt, net: !s.opt.CacheOnly}
 	cache, err := s.cacheDir(filepath.Join(s.opt.Cache, s.engine.name()))
 	if err == nil {
 		err = os.MkdirAll(s.path("files"), 0o755)
