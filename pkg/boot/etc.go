@@ -71,7 +71,21 @@ func (s *Sysroot) mergeEtc(ctx context.Context, root *os.Root, merge *Deployment
 		return nil, stats, err
 	}
 	defer done()
-	return etcmerge.Apply(ctx, base, local, image, dst, o, s.log)
+	policy, err := readPolicy(root, local)
+	if err != nil {
+		return nil, stats, err
+	}
+	return etcmerge.Apply(ctx, etcmerge.Sides{Base: base, Local: local, Image: image, Policy: policy}, dst, o, s.log)
+}
+
+// readPolicy reads what the image in root and the machine say about paths.
+func readPolicy(root *os.Root, local source.Dir) (etcmerge.Policy, error) {
+	top, err := openSource(root, ".")
+	if err != nil {
+		return etcmerge.Policy{}, err
+	}
+	defer top.Close()
+	return etcmerge.ReadPolicy(top, local)
 }
 
 func openSource(root *os.Root, name string) (source.Dir, error) {
@@ -107,13 +121,17 @@ func (s *Sysroot) EtcChanges(ctx context.Context, d *Deployment, image *os.Root)
 	}
 	defer done()
 	fresh := base
+	var policy etcmerge.Policy
 	if image != nil {
+		if policy, err = readPolicy(image, local); err != nil {
+			return nil, fmt.Errorf("compare /etc: %w", err)
+		}
 		if fresh, err = openSource(image, "usr/etc"); err != nil {
 			return nil, fmt.Errorf("compare /etc: %w", err)
 		}
 		defer fresh.Close()
 	}
-	m, err := etcmerge.Plan(ctx, base, local, fresh)
+	m, err := etcmerge.Plan(ctx, etcmerge.Sides{Base: base, Local: local, Image: fresh, Policy: policy})
 	if err != nil {
 		return nil, fmt.Errorf("compare /etc: %w", err)
 	}

@@ -19,7 +19,16 @@ func sameMeta(a, b *unix.Stat_t) bool {
 // directories: metadata, contents, symlink targets, extended attributes other
 // than the label.
 func sameEntry(a, b source.Dir, name string, sa, sb *unix.Stat_t) (bool, error) {
-	if !sameMeta(sa, sb) {
+	if same, err := sameAttributes(a, b, name, sa, sb); err != nil || !same {
+		return false, err
+	}
+	return sameBody(a, b, name, sa, sb)
+}
+
+// sameBody compares type, contents and symlink targets of two entries that are
+// not both directories.
+func sameBody(a, b source.Dir, name string, sa, sb *unix.Stat_t) (bool, error) {
+	if sa.Mode&unix.S_IFMT != sb.Mode&unix.S_IFMT {
 		return false, nil
 	}
 	switch sa.Mode & unix.S_IFMT {
@@ -34,15 +43,25 @@ func sameEntry(a, b source.Dir, name string, sa, sb *unix.Stat_t) (bool, error) 
 		if sa.Size != sb.Size {
 			return false, nil
 		}
-		if differ, err := xattrsDiffer(a, b, name); err != nil || differ {
-			return false, err
-		}
 		if sa.Ino != 0 && sa.Dev == sb.Dev && sa.Ino == sb.Ino || sa.Size == 0 {
 			return true, nil
 		}
 		return sameContent(a, b, name)
 	}
 	return true, nil
+}
+
+// sameAttributes compares owner, permissions and extended attributes other than
+// the label; those of a symlink are its owner.
+func sameAttributes(a, b source.Dir, name string, sa, sb *unix.Stat_t) (bool, error) {
+	if !sameMeta(sa, sb) {
+		return false, nil
+	}
+	if !isRegular(sa) {
+		return true, nil
+	}
+	differ, err := xattrsDiffer(a, b, name)
+	return !differ && err == nil, err
 }
 
 // sameContent reports whether two regular files of one name hold the same bytes.

@@ -1,12 +1,16 @@
 // Package etcmerge carries a machine's changes to /etc from one root to the
-// next: a three-way merge of whole files, as libostree does it.
+// next: a three-way merge.
 //
 //	base   the old root's defaults   (its /usr/etc)
 //	local  the old root's /etc       (defaults and what people changed)
 //	image  the new root's defaults   (its /usr/etc)
 //
 // What differs between base and local is a local change and wins; everything
-// else is the new image's. A file that is gone from local stays gone.
+// else is the new image's. A file that is gone from local stays gone. Contents
+// and attributes (owner, mode, extended attributes) are two things: where only
+// one of them was changed, the other is the new image's. Files that are lists of
+// lines which package lines understands are merged line by line. A Policy says
+// otherwise for some paths.
 //
 // Plan reads and decides, Write makes a directory look like the plan. Write
 // compares before it writes, so a second Write after a few more local changes
@@ -19,7 +23,8 @@
 //   - a directory's attributes come from the image unless they were changed
 //     locally (libostree takes the local ones for each parent of a change);
 //   - a directory replaced locally by a file or symlink stays replaced
-//     (libostree refuses unless the image dropped the directory).
+//     (libostree refuses unless the image dropped the directory);
+//   - files of lines are merged, and rules are followed.
 //
 // SELinux labels are never a change: those of /usr/etc and /etc differ anyway.
 package etcmerge
@@ -46,11 +51,13 @@ const (
 	Removed
 	// Ignored is a local socket, fifo or device, which is never carried over.
 	Ignored
+	// Attributes: only owner, mode or extended attributes were changed.
+	Attributes
 )
 
 // String returns the kind as users read it.
 func (k Kind) String() string {
-	return [...]string{"", "added", "modified", "removed", "ignored"}[k]
+	return [...]string{"", "added", "modified", "removed", "ignored", "attributes"}[k]
 }
 
 // ImageSide is what the new image did to the same path.
@@ -75,15 +82,39 @@ func (s ImageSide) String() string {
 	return [...]string{"unchanged", "changed", "removed", "type conflict"}[s]
 }
 
+// Outcome is what the new /etc has at a path that was changed locally.
+type Outcome uint8
+
+// The outcomes.
+const (
+	// Kept: the machine's version, or its absence.
+	Kept Outcome = iota
+	// Merged: something of both sides.
+	Merged
+	// Taken: the image's version, because a rule says so.
+	Taken
+	// Refused: nothing is merged while this is left.
+	Refused
+)
+
+// String returns the outcome as users read it.
+func (o Outcome) String() string { return [...]string{"kept", "merged", "taken", "refused"}[o] }
+
 // Change is one local change and what the new image did to the same path.
 type Change struct {
-	Path  string // below /etc, without a leading slash
-	Kind  Kind
-	Image ImageSide
+	Path    string // below /etc, without a leading slash
+	Kind    Kind
+	Image   ImageSide
+	Outcome Outcome
+	// Notes say what a merge of lines could not settle, or why there was none.
+	Notes []string
 }
 
-// Conflict reports whether both sides changed the path.
-func (c Change) Conflict() bool { return c.Image != ImageSame }
+// Conflict reports whether somebody should look at the path: both sides changed
+// it and not all of both is in the new /etc, or the machine's change is gone.
+func (c Change) Conflict() bool {
+	return c.Outcome == Taken || c.Image != ImageSame && (c.Outcome != Merged || len(c.Notes) > 0)
+}
 
 // Merge is what a new /etc is to look like.
 type Merge struct {
@@ -96,15 +127,26 @@ type Merge struct {
 
 // node is an entry of the new /etc.
 type node struct {
-	name     string
-	st       *unix.Stat_t
-	local    bool // its inode is the local one, else the image's
-	children []*node
+	name  string
+	st    *unix.Stat_t // of the side that its contents are from
+	local bool         // that is the local one, else the image's
+	// attrs and attrsLocal are the same of owner, mode and extended attributes.
+	attrs      *unix.Stat_t
+	attrsLocal bool
+	merged     []byte // the contents, where they are of both sides; else nil
+	children   []*node
+}
+
+// of returns an entry that is all of one side.
+func of(name string, st *unix.Stat_t, local bool) *node {
+	return &node{name: name, st: st, local: local, attrs: st, attrsLocal: local}
 }
 
 func (n *node) isDir() bool { return isDir(n.st) }
 
 func isDir(st *unix.Stat_t) bool { return st != nil && st.Mode&unix.S_IFMT == unix.S_IFDIR }
+
+func isRegular(st *unix.Stat_t) bool { return st != nil && st.Mode&unix.S_IFMT == unix.S_IFREG }
 
 func isPlain(st *unix.Stat_t) bool {
 	switch st.Mode & unix.S_IFMT {
@@ -114,49 +156,65 @@ func isPlain(st *unix.Stat_t) bool {
 	return false
 }
 
-// Plan computes the merge. base and local may both be nil: then the new /etc
-// is the image's. The directories must stay open until after the last Write.
+// Sides are what is merged. Base and Local may both be nil: then the new /etc is
+// the image's.
+type Sides struct {
+	Base, Local, Image source.Dir
+	Policy             Policy
+}
+
+// Plan computes the merge. The directories must stay open until after the last
+// Write.
 //
-// A type conflict is no error here, so that every one can be shown; see
-// Refused.
-func Plan(ctx context.Context, base, local, image source.Dir) (*Merge, error) {
-	p := &planner{ctx: ctx}
-	root := &node{}
-	var err error
-	if root.st, err = image.Lstat("."); err != nil {
+// A conflict that cannot be merged is no error here, so that every one can be
+// shown; see Merge.Refused.
+func Plan(ctx context.Context, s Sides) (*Merge, error) {
+	p := &planner{ctx: ctx, policy: s.Policy}
+	st, err := s.Image.Lstat(".")
+	if err != nil {
 		return nil, err
 	}
-	if local != nil {
-		b, err := base.Lstat(".")
+	root := of("", st, false)
+	if s.Local != nil {
+		b, err := s.Base.Lstat(".")
 		if err != nil {
 			return nil, err
 		}
-		l, err := local.Lstat(".")
+		l, err := s.Local.Lstat(".")
 		if err != nil {
 			return nil, err
 		}
 		if !sameMeta(b, l) {
-			root.st, root.local = l, true
+			root = of("", l, true)
 		}
 	}
-	if root.children, _, err = p.dir("", base, local, image); err != nil {
+	if root.children, _, err = p.dir("", 0, s.Base, s.Local, s.Image); err != nil {
 		return nil, err
 	}
 	slices.SortStableFunc(p.changes, func(a, b Change) int { return cmp.Compare(a.Path, b.Path) })
-	return &Merge{Changes: p.changes, local: local, image: image, root: root}, nil
+	return &Merge{Changes: p.changes, local: s.Local, image: s.Image, root: root}, nil
 }
 
-// Refused returns the Conflict error that names every type conflict, or nil.
+// Refused returns the Conflict error that names every path that stands in the
+// way, or nil.
 func (m *Merge) Refused() error {
-	var paths []string
+	var types, ruled []string
 	for _, c := range m.Changes {
-		if c.Image == ImageType {
-			paths = append(paths, "/etc/"+c.Path)
+		switch {
+		case c.Outcome != Refused:
+		case c.Image == ImageType:
+			types = append(types, "/etc/"+c.Path)
+		default:
+			ruled = append(ruled, "/etc/"+c.Path)
 		}
 	}
-	if len(paths) == 0 {
-		return nil
+	switch {
+	case len(types) > 0:
+		return fault.New(fault.Conflict, "move the local file or directory away, or make it what the image has, and run the command again",
+			"merge /etc: file and directory stand against each other at %s", strings.Join(types, ", "))
+	case len(ruled) > 0:
+		return fault.New(fault.Conflict, "kedge etc reset gives up the local change; a rule in /etc/kedge/etc.d decides otherwise",
+			"merge /etc: changed on this host and in the image, which a rule of the image or the host forbids: %s", strings.Join(ruled, ", "))
 	}
-	return fault.New(fault.Conflict, "move the local file or directory away, or make it what the image has, and run the command again",
-		"merge /etc: file and directory stand against each other at %s", strings.Join(paths, ", "))
+	return nil
 }

@@ -144,13 +144,19 @@ func imageTree(t testing.TB, path string) source.Dir {
 	return dir
 }
 
+// rule is a rule of a policy.
+func rule(policy string, match ...string) string {
+	return fmt.Sprintf("[[path]]\nmatch = [\"%s\"]\npolicy = %q\n", strings.Join(match, `", "`), policy)
+}
+
 func TestMerge(t *testing.T) {
 	lab.NeedRoot(t)
 	for _, c := range []struct {
 		name               string
 		base, local, image files
 		want               files
-		changes            string // "path kind image" a line
+		rules              string
+		changes            string // "path kind image" a line, and what becomes of it: the notes
 		refused            bool
 	}{
 		{
@@ -183,11 +189,11 @@ func TestMerge(t *testing.T) {
 		},
 		{
 			name: "mode of a file", base: files{"a": "1"}, local: files{"a": "0600:1"}, image: files{"a": "2"},
-			want: files{"a": "0600:1"}, changes: "a modified changed",
+			want: files{"a": "0600:2"}, changes: "a attributes changed merged",
 		},
 		{
 			name: "mode of a directory", base: files{"d/a": "1"}, local: files{"d/a": "1", "d/": "0700:"}, image: files{"d/a": "2"},
-			want: files{"d/": "0700:", "d/a": "2"}, changes: "d modified unchanged",
+			want: files{"d/": "0700:", "d/a": "2"}, changes: "d attributes unchanged",
 		},
 		{
 			name: "the image's mode of a directory with local changes", base: files{"d/a": "1"}, local: files{"d/a": "1", "d/b": ""}, image: files{"d/a": "2", "d/": "0700:"},
@@ -219,15 +225,15 @@ func TestMerge(t *testing.T) {
 		},
 		{
 			name: "edited file against a new directory", base: files{"a": "1"}, local: files{"a": "mine"}, image: files{"a/b": "2"},
-			changes: "a modified type conflict", refused: true,
+			changes: "a modified type conflict refused", refused: true,
 		},
 		{
 			name: "added file against a new directory", base: files{}, local: files{"a": "mine"}, image: files{"a/b": "2"},
-			changes: "a added type conflict", refused: true,
+			changes: "a added type conflict refused", refused: true,
 		},
 		{
 			name: "edits in a directory that becomes a file", base: files{"a/b": "1"}, local: files{"a/b": "mine"}, image: files{"a": "2"},
-			changes: "a modified type conflict", refused: true,
+			changes: "a modified type conflict refused", refused: true,
 		},
 		{
 			name: "both make it a directory", base: files{"a": "1"}, local: files{"a/mine": "1"}, image: files{"a/theirs": "2"},
@@ -238,6 +244,72 @@ func TestMerge(t *testing.T) {
 			want: files{"x": "1", "d/r": "1"}, changes: "d added unchanged\nd/q ignored unchanged\nd/r added unchanged\np ignored unchanged",
 		},
 		{
+			name: "contents here, mode there", base: files{"a": "1"}, local: files{"a": "mine"}, image: files{"a": "0600:1"},
+			want: files{"a": "0600:mine"}, changes: "a modified changed merged",
+		},
+		{
+			name: "mode on both sides", base: files{"a": "1"}, local: files{"a": "0600:1"}, image: files{"a": "0640:2"},
+			want: files{"a": "0600:2"}, changes: "a attributes changed merged: owner, mode or extended attributes were changed on both sides: the machine's stay",
+		},
+		{
+			name: "mode here, a symlink there", base: files{"a": "1"}, local: files{"a": "0600:1"}, image: files{"a": "->b"},
+			want: files{"a": "0600:1"}, changes: "a attributes changed",
+		},
+		{
+			name: "the same on both sides", base: files{"a": "1", "l": "->a"}, local: files{"a": "2", "l": "->b"}, image: files{"a": "2", "l": "->b"},
+			want: files{"a": "2", "l": "->b"},
+		},
+		{
+			name: "users on both sides", base: files{"passwd": "r:x:0:0::/:/s\n"}, local: files{"passwd": "0600:r:x:0:0::/:/s\nann:x:7:7::/:/s\n"}, image: files{"passwd": "r:x:0:0::/:/s\nsvc:x:8:8::/:/s\n"},
+			want: files{"passwd": "0600:r:x:0:0::/:/s\nsvc:x:8:8::/:/s\nann:x:7:7::/:/s\n"}, changes: "passwd modified changed merged",
+		},
+		{
+			name: "users of NIS", base: files{"passwd": "r:x:0:0::/:/s\n"}, local: files{"passwd": "r:x:0:0::/:/s\n+::::::\n"}, image: files{"passwd": ""},
+			want: files{"passwd": "r:x:0:0::/:/s\n+::::::\n"}, changes: "passwd modified changed: not merged: the machine's: line 2: an entry of NIS",
+		},
+		{
+			name: "a group that both add, the image's mode", base: files{}, local: files{"group": "g:x:7:ann\n"}, image: files{"group": "0600:g:x:7:svc\nh:x:8:\n"},
+			want: files{"group": "g:x:7:ann,svc\nh:x:8:\n"}, changes: "group added changed merged",
+		},
+		{
+			name: "two gids", base: files{}, local: files{"group": "g:x:7:\n"}, image: files{"group": "g:x:8:\n"},
+			want: files{"group": "g:x:7:\n"}, changes: `group added changed merged: g: the machine has "g:x:7:", the image "g:x:8:"; the machine's stays`,
+		},
+		{
+			name: "passwd is a symlink here", base: files{"passwd": "1"}, local: files{"passwd": "->x"}, image: files{"passwd": "2"},
+			want: files{"passwd": "->x"}, changes: "passwd modified changed",
+		},
+		{
+			name: "take-image", rules: rule("take-image", "t/**"),
+			base:  files{"t/a": "1", "t/b": "1", "t/gone": "1", "t/c": "1", "a": "1"},
+			local: files{"t/a": "mine", "t/b": "0600:1", "t/c": "mine", "t/own": "mine", "a": "mine"}, image: files{"t/a": "2", "t/b": "1", "t/gone": "2", "t/new/f": "", "a": "1"},
+			want:    files{"t/a": "2", "t/b": "1", "t/gone": "2", "t/new/f": "", "t/own": "mine", "a": "mine"},
+			changes: "a modified unchanged\nt/a modified changed taken\nt/b attributes unchanged taken\nt/c modified removed taken\nt/gone removed changed taken\nt/own added unchanged",
+		},
+		{
+			name: "take-image against a directory", rules: rule("take-image", "/etc/a"), base: files{"a": "1"}, local: files{"a": "mine"}, image: files{"a/b": "2"},
+			want: files{"a/b": "2"}, changes: "a modified type conflict taken",
+		},
+		{
+			name: "keep-local", rules: rule("keep-local", "passwd", "a", "d"),
+			base:  files{"passwd": "r:x:0:0::/:/s\n", "a": "1", "d/f": "1"},
+			local: files{"passwd": "ann:x:7:7::/:/s\n", "a": "mine", "d/f": "0600:1"}, image: files{"passwd": "svc:x:8:8::/:/s\n", "a/b": "2", "d/f": "2"},
+			want:    files{"passwd": "ann:x:7:7::/:/s\n", "a": "mine", "d/f": "0600:1"},
+			changes: "a modified type conflict\nd/f attributes changed\npasswd modified changed",
+		},
+		{
+			name: "fail", rules: rule("fail", "*"), base: files{"a": "1", "b": "1"}, local: files{"a": "mine", "b": "mine"}, image: files{"a": "1", "b": "2"},
+			changes: "a modified unchanged\nb modified changed refused", refused: true,
+		},
+		{
+			name: "merge of what cannot be", rules: rule("merge", "a"), base: files{"a": "1"}, local: files{"a": "mine"}, image: files{"a": "2"},
+			want: files{"a": "mine"}, changes: "a modified changed: not merged: how its lines are to be read is not known",
+		},
+		{
+			name: "the last rule counts", rules: rule("fail", "**") + rule("merge", "x/*/z"), base: files{"x/y/z": "1"}, local: files{"x/y/z": "0600:1"}, image: files{"x/y/z": "2"},
+			want: files{"x/y/z": "0600:2"}, changes: "x/y/z attributes changed merged",
+		},
+		{
 			name: "dropped directory with an attribute changed", base: files{"d/a": "1"}, local: files{"d/a": "1", "d/": "0700:"}, image: files{"x": ""},
 			want: files{"x": ""},
 		},
@@ -245,11 +317,17 @@ func TestMerge(t *testing.T) {
 		for kind, defaults := range map[string]func(testing.TB, string) source.Dir{"disk": tree, "image": imageTree} {
 			t.Run(c.name+"/"+kind, func(t *testing.T) {
 				base, local, image := defaults(t, c.base.make(t)), tree(t, c.local.make(t)), defaults(t, c.image.make(t))
-				m, err := etcmerge.Plan(context.Background(), base, local, image)
+				policy, err := etcmerge.ReadPolicy(tree(t, files{etcmerge.ImageRules + "/test.toml": c.rules}.make(t)), nil)
+				must(t, err)
+				m, err := etcmerge.Plan(context.Background(), etcmerge.Sides{Base: base, Local: local, Image: image, Policy: policy})
 				must(t, err)
 				var lines []string
 				for _, ch := range m.Changes {
-					lines = append(lines, fmt.Sprintf("%s %s %s", ch.Path, ch.Kind, ch.Image))
+					line := fmt.Sprintf("%s %s %s", ch.Path, ch.Kind, ch.Image)
+					if ch.Outcome != etcmerge.Kept {
+						line += " " + ch.Outcome.String()
+					}
+					lines = append(lines, strings.Join(append([]string{line}, ch.Notes...), ": "))
 				}
 				if got := strings.Join(lines, "\n"); got != c.changes {
 					t.Errorf("changes:\n%s\nwant:\n%s", got, c.changes)
@@ -280,7 +358,7 @@ func TestFirstDeploymentHasTheImagesDefaults(t *testing.T) {
 	lab.NeedRoot(t)
 	image := files{"a": "0600:1", "d/": "0700:", "d/l": "->a"}
 	path := t.TempDir()
-	m, err := etcmerge.Plan(context.Background(), nil, nil, tree(t, image.make(t)))
+	m, err := etcmerge.Plan(context.Background(), etcmerge.Sides{Image: tree(t, image.make(t))})
 	must(t, err)
 	_, err = m.Write(context.Background(), open(t, path), etcmerge.WriteOptions{})
 	must(t, err)
@@ -298,8 +376,9 @@ func TestAttributes(t *testing.T) {
 	must(t, unix.Setxattr(filepath.Join(imageDir, "b"), "user.image", []byte("y"), 0))
 	must(t, os.Chown(filepath.Join(localDir, "a"), 3, 4))
 	when := time.Date(2020, 5, 6, 7, 8, 9, 0, time.UTC)
+	must(t, os.WriteFile(filepath.Join(localDir, "a"), []byte("3"), 0o644))
 	must(t, os.Chtimes(filepath.Join(localDir, "a"), when, when))
-	m, err := etcmerge.Plan(context.Background(), tree(t, baseDir), tree(t, localDir), tree(t, imageDir))
+	m, err := etcmerge.Plan(context.Background(), etcmerge.Sides{Base: tree(t, baseDir), Local: tree(t, localDir), Image: tree(t, imageDir)})
 	must(t, err)
 	path := t.TempDir()
 	_, err = m.Write(context.Background(), open(t, path), etcmerge.WriteOptions{Labels: labels{}})
@@ -334,7 +413,7 @@ func TestSecondWriteCostsTheDifference(t *testing.T) {
 	dst := t.TempDir()
 	base, local, image := tree(t, baseDir), tree(t, localDir), tree(t, imageDir)
 	write := func(since time.Time) etcmerge.Stats {
-		m, err := etcmerge.Plan(context.Background(), base, local, image)
+		m, err := etcmerge.Plan(context.Background(), etcmerge.Sides{Base: base, Local: local, Image: image})
 		must(t, err)
 		stats, err := m.Write(context.Background(), open(t, dst), etcmerge.WriteOptions{Since: since})
 		must(t, err)
@@ -369,7 +448,7 @@ func TestSymlinkLoops(t *testing.T) {
 	lab.NeedRoot(t)
 	local := files{"loop": "->loop", "up": "->..", "out": "->/etc", "d/self": "->../d"}
 	path := t.TempDir()
-	m, err := etcmerge.Plan(context.Background(), tree(t, files{}.make(t)), tree(t, local.make(t)), tree(t, files{}.make(t)))
+	m, err := etcmerge.Plan(context.Background(), etcmerge.Sides{Base: tree(t, files{}.make(t)), Local: tree(t, local.make(t)), Image: tree(t, files{}.make(t))})
 	must(t, err)
 	_, err = m.Write(context.Background(), open(t, path), etcmerge.WriteOptions{})
 	must(t, err)
@@ -394,7 +473,7 @@ func BenchmarkMerge17k(b *testing.B) {
 					for b.Loop() {
 						dst := open(b, b.TempDir())
 						merge := func() etcmerge.Stats {
-							m, err := etcmerge.Plan(context.Background(), base, local, image)
+							m, err := etcmerge.Plan(context.Background(), etcmerge.Sides{Base: base, Local: local, Image: image})
 							must(b, err)
 							stats, err := m.Write(context.Background(), dst, etcmerge.WriteOptions{})
 							must(b, err)

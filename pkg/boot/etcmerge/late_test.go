@@ -44,7 +44,7 @@ func largeFiles(t *testing.T, top string, shares bool) {
 	big := filepath.Join(dirs["local"], "big")
 	must(t, os.WriteFile(big, []byte("small so far"), 0o600))
 	write := func(since time.Time) (etcmerge.Stats, error) {
-		m, err := etcmerge.Plan(t.Context(), tree(t, dirs["base"]), tree(t, dirs["local"]), tree(t, dirs["image"]))
+		m, err := etcmerge.Plan(t.Context(), etcmerge.Sides{Base: tree(t, dirs["base"]), Local: tree(t, dirs["local"]), Image: tree(t, dirs["image"])})
 		must(t, err)
 		return m.Write(t.Context(), open(t, dirs["new"]), etcmerge.WriteOptions{Since: since})
 	}

@@ -9,23 +9,33 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/pkg/boot/source"
+	"github.com/kedge-os/kedge/pkg/fault"
 )
 
 type planner struct {
 	ctx     context.Context
+	policy  Policy
 	changes []Change
 }
+
+// maxDepth bounds how deep directories are nested: three descriptors are open at
+// each level.
+const maxDepth = 256
 
 // entry is one name on the three sides; what a side does not have is nil.
 type entry struct {
 	path, name         string
+	depth              int
 	base, local, image *unix.Stat_t
 	b, l, i            source.Dir // the directories that hold it
 }
 
 // dir merges one directory. A side that is nil has no such directory. changed
 // says whether anything in it was changed locally.
-func (p *planner) dir(prefix string, b, l, i source.Dir) (nodes []*node, changed bool, err error) {
+func (p *planner) dir(prefix string, depth int, b, l, i source.Dir) (nodes []*node, changed bool, err error) {
+	if depth > maxDepth {
+		return nil, false, fault.New(fault.Conflict, "remove it, or move it away", "directories are nested deeper than %d at /etc/%.60s…", maxDepth, prefix)
+	}
 	names, err := union(b, l, i)
 	if err != nil {
 		return nil, false, err
@@ -34,7 +44,7 @@ func (p *planner) dir(prefix string, b, l, i source.Dir) (nodes []*node, changed
 		if err := p.ctx.Err(); err != nil {
 			return nil, false, err
 		}
-		e := entry{path: prefix + name, name: name, b: b, l: l, i: i}
+		e := entry{path: prefix + name, name: name, depth: depth, b: b, l: l, i: i}
 		if e.base, err = lstat(b, name); err != nil {
 			return nil, false, err
 		}
@@ -57,15 +67,36 @@ func (p *planner) dir(prefix string, b, l, i source.Dir) (nodes []*node, changed
 	return nodes, changed, nil
 }
 
-func (p *planner) note(path string, k Kind, s ImageSide) {
-	p.changes = append(p.changes, Change{Path: path, Kind: k, Image: s})
+func (p *planner) note(path string, k Kind, s ImageSide, o Outcome, notes ...string) {
+	p.changes = append(p.changes, Change{Path: path, Kind: k, Image: s, Outcome: o, Notes: notes})
+}
+
+// settle notes a change that is not merged, and returns what is in the new /etc:
+// the machine's version, unless a rule says otherwise.
+func (p *planner) settle(e entry, k Kind, s ImageSide, notes ...string) (*node, error) {
+	action, ruled := p.policy.For(e.path)
+	switch {
+	case action == Fail && s != ImageSame:
+		p.note(e.path, k, s, Refused)
+		return p.take(e, true)
+	case action == TakeImage && !isDir(e.local) && (e.base != nil || e.image != nil):
+		p.note(e.path, k, s, Taken)
+		return p.take(e, false)
+	case s == ImageType && action != KeepLocal:
+		p.note(e.path, k, s, Refused)
+		return p.take(e, true)
+	case action == MergeLines && ruled && s == ImageChanged && len(notes) == 0:
+		notes = []string{"not merged: how its lines are to be read is not known"}
+	}
+	p.note(e.path, k, s, Kept, notes...)
+	return p.take(e, true)
 }
 
 // entry decides one name; nil means that the new /etc does not have it.
 func (p *planner) entry(e entry) (*node, error) {
 	switch {
 	case e.local != nil && !isPlain(e.local):
-		p.note(e.path, Ignored, ImageSame)
+		p.note(e.path, Ignored, ImageSame, Kept)
 		return p.take(e, false)
 	case e.l == nil, e.base == nil && e.local == nil:
 		return p.take(e, false)
@@ -74,8 +105,7 @@ func (p *planner) entry(e entry) (*node, error) {
 		if err != nil {
 			return nil, err
 		}
-		p.note(e.path, Removed, side)
-		return nil, nil
+		return p.settle(e, Removed, side)
 	case isDir(e.local) && (e.base == nil || isDir(e.base) || isDir(e.image)):
 		return p.subdir(e)
 	case e.base == nil:
@@ -86,13 +116,11 @@ func (p *planner) entry(e entry) (*node, error) {
 
 // added decides a local file that the old image did not have.
 func (p *planner) added(e entry) (*node, error) {
-	if e.image == nil {
-		p.note(e.path, Added, ImageSame)
-		return p.take(e, true)
-	}
-	if isDir(e.image) {
-		p.note(e.path, Added, ImageType)
-		return p.take(e, true)
+	switch {
+	case e.image == nil:
+		return p.settle(e, Added, ImageSame)
+	case isDir(e.image):
+		return p.settle(e, Added, ImageType)
 	}
 	same, err := sameEntry(e.l, e.i, e.name, e.local, e.image)
 	if err != nil {
@@ -101,29 +129,35 @@ func (p *planner) added(e entry) (*node, error) {
 	if same {
 		return p.take(e, false)
 	}
-	p.note(e.path, Added, ImageChanged)
-	return p.take(e, true)
+	return p.mergeLines(e, Added, true)
 }
 
 // modified decides what both the old image and the machine have, unless both
 // are directories.
 func (p *planner) modified(e entry) (*node, error) {
-	same, err := sameEntry(e.b, e.l, e.name, e.base, e.local)
+	body, err := sameBody(e.b, e.l, e.name, e.base, e.local)
 	if err != nil {
 		return nil, err
 	}
-	if same {
+	attrs, err := sameAttributes(e.b, e.l, e.name, e.base, e.local)
+	kind := Modified
+	switch {
+	case err != nil:
+		return nil, err
+	case body && attrs:
 		return p.take(e, false)
+	case body:
+		kind = Attributes
 	}
-	side, err := e.imageSide()
-	if err != nil {
-		return nil, err
+	switch {
+	case e.image == nil:
+		return p.settle(e, kind, ImageRemoved)
+	case isDir(e.image) && !isDir(e.base):
+		return p.settle(e, kind, ImageType)
+	case isDir(e.image):
+		return p.settle(e, kind, ImageSame)
 	}
-	if isDir(e.image) && !isDir(e.base) {
-		side = ImageType
-	}
-	p.note(e.path, Modified, side)
-	return p.take(e, true)
+	return p.combine(e, kind, body, attrs)
 }
 
 // subdir merges a directory that is one locally and was one, or nothing, in
@@ -138,33 +172,39 @@ func (p *planner) subdir(e entry) (*node, error) {
 	}
 	defer done()
 
-	n := &node{name: e.name, st: e.image}
+	n := of(e.name, e.image, false)
 	at := len(p.changes)
 	attrs := false
 	switch {
 	case !isDir(e.base):
-		n.st, n.local, attrs = e.local, true, e.image == nil
+		n, attrs = of(e.name, e.local, true), e.image == nil
 	case !sameMeta(e.base, e.local):
-		n.st, n.local, attrs = e.local, true, true
+		n, attrs = of(e.name, e.local, true), true
 	default:
 		if attrs, err = xattrsDiffer(e.b, e.l, e.name); err != nil {
 			return nil, err
 		}
 		if attrs {
-			n.st, n.local = e.local, true
+			n = of(e.name, e.local, true)
 		}
 	}
+	if action, _ := p.policy.For(e.path); attrs && action == TakeImage && e.image != nil {
+		p.note(e.path, Attributes, ImageSame, Taken)
+		n, attrs = of(e.name, e.image, false), false
+	}
 	if attrs {
-		kind, side := Modified, ImageSame
+		kind, side := Attributes, ImageSame
 		if !isDir(e.base) {
 			kind = Added
 		} else if e.image == nil {
 			side = ImageRemoved
+		} else if !sameMeta(e.base, e.image) && !sameMeta(e.local, e.image) {
+			side = ImageChanged
 		}
-		p.note(e.path, kind, side)
+		p.note(e.path, kind, side, Kept)
 	}
 	changed := false
-	if n.children, changed, err = p.dir(e.path+"/", b, l, i); err != nil {
+	if n.children, changed, err = p.dir(e.path+"/", e.depth+1, b, l, i); err != nil {
 		return nil, err
 	}
 	if e.image == nil {
@@ -173,7 +213,9 @@ func (p *planner) subdir(e entry) (*node, error) {
 			p.changes = p.changes[:at]
 			return nil, nil
 		}
-		n.st, n.local = e.local, true
+		children := n.children
+		n = of(e.name, e.local, true)
+		n.children = children
 	}
 	return n, nil
 }
@@ -181,8 +223,7 @@ func (p *planner) subdir(e entry) (*node, error) {
 // dirAgainstFile decides a local directory where the new image has a file.
 func (p *planner) dirAgainstFile(e entry) (*node, error) {
 	if e.base == nil {
-		p.note(e.path, Added, ImageChanged)
-		return p.take(e, true)
+		return p.settle(e, Added, ImageChanged)
 	}
 	b, l, _, done, err := e.open()
 	if err != nil {
@@ -190,7 +231,7 @@ func (p *planner) dirAgainstFile(e entry) (*node, error) {
 	}
 	defer done()
 	at := len(p.changes)
-	_, changed, err := p.dir(e.path+"/", b, l, nil)
+	_, changed, err := p.dir(e.path+"/", e.depth+1, b, l, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -198,8 +239,7 @@ func (p *planner) dirAgainstFile(e entry) (*node, error) {
 	if !changed {
 		return p.take(e, false)
 	}
-	p.note(e.path, Modified, ImageType)
-	return p.take(e, true)
+	return p.settle(e, Modified, ImageType)
 }
 
 // take returns the entry with everything below it as one side has it.
@@ -211,9 +251,12 @@ func (p *planner) take(e entry, local bool) (*node, error) {
 	if st == nil || !isPlain(st) {
 		return nil, nil
 	}
-	n := &node{name: e.name, st: st, local: local}
+	n := of(e.name, st, local)
 	if !n.isDir() {
 		return n, nil
+	}
+	if e.depth > maxDepth {
+		return nil, fault.New(fault.Conflict, "remove it, or move it away", "directories are nested deeper than %d at /etc/%.60s…", maxDepth, e.path)
 	}
 	sub, err := dir.Sub(e.name)
 	if err != nil {
@@ -225,7 +268,10 @@ func (p *planner) take(e entry, local bool) (*node, error) {
 		return nil, err
 	}
 	for _, name := range names {
-		child := entry{path: e.path + "/" + name, name: name}
+		if err := p.ctx.Err(); err != nil {
+			return nil, err
+		}
+		child := entry{path: e.path + "/" + name, name: name, depth: e.depth + 1}
 		st, err := sub.Lstat(name)
 		if err != nil {
 			return nil, err
@@ -233,7 +279,7 @@ func (p *planner) take(e entry, local bool) (*node, error) {
 		if local {
 			child.l, child.local = sub, st
 			if !isPlain(st) {
-				p.note(child.path, Ignored, ImageSame)
+				p.note(child.path, Ignored, ImageSame, Kept)
 			}
 		} else {
 			child.i, child.image = sub, st

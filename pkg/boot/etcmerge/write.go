@@ -1,8 +1,10 @@
 package etcmerge
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -56,8 +58,8 @@ type Stats struct {
 }
 
 // Apply plans a merge, writes it to dst, and logs what it came to.
-func Apply(ctx context.Context, base, local, image source.Dir, dst *dirfd.Dir, o WriteOptions, log *slog.Logger) ([]Change, Stats, error) {
-	m, err := Plan(ctx, base, local, image)
+func Apply(ctx context.Context, s Sides, dst *dirfd.Dir, o WriteOptions, log *slog.Logger) ([]Change, Stats, error) {
+	m, err := Plan(ctx, s)
 	if err != nil {
 		return nil, Stats{}, err
 	}
@@ -113,11 +115,7 @@ func (w *writer) dir(path string, dst *dirfd.Dir, local, image source.Dir, n *no
 			return err
 		}
 	}
-	src := image
-	if n.local {
-		src = local
-	}
-	return w.attributes(path, dst, ".", src, ".", n)
+	return w.attributes(path, dst, ".", local, image, ".", n)
 }
 
 // child writes one entry; local and image are the directories that hold it on
@@ -142,9 +140,9 @@ func (w *writer) child(path string, dst *dirfd.Dir, local, image source.Dir, c *
 	case unix.S_IFDIR:
 		return w.subdir(path, dst, local, image, c, old == nil)
 	case unix.S_IFLNK:
-		return w.symlink(path, dst, src, c, old != nil)
+		return w.symlink(path, dst, src, local, image, c, old != nil)
 	}
-	return w.file(path, dst, src, c, old)
+	return w.file(path, dst, src, local, image, c, old)
 }
 
 func (w *writer) subdir(path string, dst *dirfd.Dir, local, image source.Dir, c *node, isNew bool) error {
@@ -171,7 +169,7 @@ func (w *writer) subdir(path string, dst *dirfd.Dir, local, image source.Dir, c 
 	return w.dir(path, d, l, i, c)
 }
 
-func (w *writer) symlink(path string, dst *dirfd.Dir, src source.Dir, c *node, exists bool) error {
+func (w *writer) symlink(path string, dst *dirfd.Dir, src, local, image source.Dir, c *node, exists bool) error {
 	target, err := src.Readlink(c.name)
 	if err != nil {
 		return err
@@ -194,40 +192,43 @@ func (w *writer) symlink(path string, dst *dirfd.Dir, src source.Dir, c *node, e
 		}
 		w.stats.Others++
 	}
-	return w.attributes(path, dst, c.name, src, c.name, c)
+	return w.attributes(path, dst, c.name, local, image, c.name, c)
 }
 
-func (w *writer) file(path string, dst *dirfd.Dir, src source.Dir, c *node, old *unix.Stat_t) error {
+func (w *writer) file(path string, dst *dirfd.Dir, src, local, image source.Dir, c *node, old *unix.Stat_t) error {
 	if old != nil {
 		same, err := w.written(dst, src, c, old)
 		if err != nil {
 			return err
 		}
 		if same {
-			return w.attributes(path, dst, c.name, src, c.name, c)
+			return w.attributes(path, dst, c.name, local, image, c.name, c)
 		}
 		if err := dst.Remove(c.name); err != nil {
 			return err
 		}
 	}
-	xattrs, err := w.xattrs(path, src, c.name, c)
+	xattrs, err := w.xattrs(path, local, image, c.name, c)
 	if err != nil {
 		return err
 	}
-	in, err := src.Open(c.name)
-	if err != nil {
-		return err
+	in, mtime, size := io.NopCloser(bytes.NewReader(c.merged)), unix.Timespec{}, int64(len(c.merged))
+	if c.merged == nil {
+		if in, err = src.Open(c.name); err != nil {
+			return err
+		}
+		mtime, size = c.st.Mtim, c.st.Size
 	}
 	defer in.Close()
-	late := !w.o.Since.IsZero() && c.st.Size > LargeFile
+	late := !w.o.Since.IsZero() && size > LargeFile
 	meta := dirfd.Meta{
-		UID: c.st.Uid, GID: c.st.Gid, Mode: c.st.Mode, Xattrs: xattrs, Mtime: c.st.Mtim,
-		ShareOnly: late && w.late+c.st.Size > LateBytes,
+		UID: c.attrs.Uid, GID: c.attrs.Gid, Mode: c.attrs.Mode, Xattrs: xattrs, Mtime: mtime,
+		ShareOnly: late && w.late+size > LateBytes,
 	}
 	shared, err := dst.WriteNew(in, c.name, meta)
 	if errors.Is(err, dirfd.ErrNotShared) {
 		return fault.New(fault.Conflict, "stage the deployment again: large files are copied then, not at shutdown",
-			"%s (%d MB) changed after the deployment was staged, and no more than %d MB are copied at shutdown", path, c.st.Size>>20, LateBytes>>20)
+			"%s (%d MB) changed after the deployment was staged, and no more than %d MB are copied at shutdown", path, size>>20, LateBytes>>20)
 	}
 	if err != nil {
 		return err
@@ -238,17 +239,21 @@ func (w *writer) file(path string, dst *dirfd.Dir, src source.Dir, c *node, old 
 		return nil
 	}
 	if late {
-		w.late += c.st.Size
+		w.late += size
 	}
-	w.stats.Bytes += c.st.Size
-	if c.st.Size > w.stats.Largest {
-		w.stats.Largest, w.stats.Name = c.st.Size, path
+	w.stats.Bytes += size
+	if size > w.stats.Largest {
+		w.stats.Largest, w.stats.Name = size, path
 	}
 	return nil
 }
 
 // written reports whether dst has the file's bytes already.
 func (w *writer) written(dst *dirfd.Dir, src source.Dir, c *node, old *unix.Stat_t) (bool, error) {
+	if c.merged != nil {
+		have, err := readFile(source.Disk(dst), c.name, old.Size)
+		return err == nil && bytes.Equal(have, c.merged), err
+	}
 	if old.Size != c.st.Size {
 		return false, nil
 	}
@@ -260,9 +265,10 @@ func (w *writer) written(dst *dirfd.Dir, src source.Dir, c *node, old *unix.Stat
 }
 
 // attributes corrects owner, mode and extended attributes where they are not
-// yet the source's.
-func (w *writer) attributes(path string, dst *dirfd.Dir, name string, src source.Dir, srcName string, n *node) error {
-	want, err := w.xattrs(path, src, srcName, n)
+// yet what they are to be. local and image are the directories that hold srcName
+// on those sides.
+func (w *writer) attributes(path string, dst *dirfd.Dir, name string, local, image source.Dir, srcName string, n *node) error {
+	want, err := w.xattrs(path, local, image, srcName, n)
 	if err != nil {
 		return err
 	}
@@ -274,25 +280,46 @@ func (w *writer) attributes(path string, dst *dirfd.Dir, name string, src source
 	if err != nil {
 		return err
 	}
-	if sameMeta(st, n.st) && slices.Equal(want, have) {
+	if sameMeta(st, n.attrs) && slices.Equal(want, have) {
 		return nil
 	}
 	w.stats.Others++
-	return dst.SetMeta(name, n.st.Uid, n.st.Gid, n.st.Mode, want)
+	return dst.SetMeta(name, n.attrs.Uid, n.attrs.Gid, n.attrs.Mode, want)
 }
 
-// xattrs returns what an entry of the new /etc is to have.
-func (w *writer) xattrs(path string, src source.Dir, name string, n *node) ([]dirfd.Xattr, error) {
-	list, err := src.Xattrs(name)
-	if err != nil || n.local || w.o.Labels == nil {
+// xattrs returns what an entry of the new /etc is to have. The label is the
+// local one where anything else is, and else what the policy says.
+func (w *writer) xattrs(path string, local, image source.Dir, name string, n *node) ([]dirfd.Xattr, error) {
+	from := image
+	if n.attrsLocal {
+		from = local
+	}
+	list, err := from.Xattrs(name)
+	if err != nil || n.attrsLocal {
 		return list, err
 	}
-	label, ok := w.o.Labels.Label(path, n.st.Mode)
-	if !ok {
+	var label string
+	switch {
+	case n.local:
+		all, err := local.Xattrs(name)
+		if err != nil {
+			return nil, err
+		}
+		at := slices.IndexFunc(all, func(x dirfd.Xattr) bool { return x.Name == dirfd.SELinux })
+		if at < 0 {
+			return withoutLabel(list), nil
+		}
+		label = all[at].Value
+	case w.o.Labels == nil:
 		return list, nil
+	default:
+		l, ok := w.o.Labels.Label(path, n.st.Mode)
+		if !ok {
+			return list, nil
+		}
+		label = l + "\x00" // the kernel keeps labels with it, as libostree sets them
 	}
-	// The kernel keeps labels with their final NUL, as libostree sets them.
-	list = append(withoutLabel(list), dirfd.Xattr{Name: dirfd.SELinux, Value: label + "\x00"})
+	list = append(withoutLabel(list), dirfd.Xattr{Name: dirfd.SELinux, Value: label})
 	slices.SortFunc(list, func(a, b dirfd.Xattr) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
 }

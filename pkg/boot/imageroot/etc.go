@@ -37,7 +37,11 @@ func (s *Sysroot) mergeEtc(ctx context.Context, images *images, d, merge *Deploy
 		return nil, stats, err
 	}
 	defer done()
-	if changes, stats, err = etcmerge.Apply(ctx, base, local, image, dst, o, s.log); err != nil {
+	policy, err := images.policy(d.Digest, local)
+	if err != nil {
+		return nil, stats, err
+	}
+	if changes, stats, err = etcmerge.Apply(ctx, etcmerge.Sides{Base: base, Local: local, Image: image, Policy: policy}, dst, o, s.log); err != nil {
 		return nil, stats, err
 	}
 	return changes, stats, dst.Remove(updatedStamp)
@@ -54,6 +58,19 @@ func (i *images) etc(d *Deployment) (source.Dir, error) {
 		return nil, fault.New(fault.Conflict, "the image has to be repaired", "the image has no /etc")
 	}
 	return dir, err
+}
+
+// policy reads what an image and the machine say about paths in /etc.
+func (i *images) policy(digest string, local source.Dir) (etcmerge.Policy, error) {
+	image, err := i.get(digest)
+	if err != nil {
+		return etcmerge.Policy{}, err
+	}
+	top, err := image.Dir(".")
+	if err != nil {
+		return etcmerge.Policy{}, err
+	}
+	return etcmerge.ReadPolicy(top, local)
 }
 
 // etcOf opens the defaults and the etc of a deployment; both are nil for none.
@@ -81,12 +98,16 @@ func (s *Sysroot) EtcChanges(ctx context.Context, d *Deployment, digest string) 
 	}
 	defer done()
 	fresh := base
+	var policy etcmerge.Policy
 	if digest != "" {
+		if policy, err = images.policy(digest, local); err != nil {
+			return nil, fmt.Errorf("compare /etc: %w", err)
+		}
 		if fresh, err = images.etc(&Deployment{Digest: digest}); err != nil {
 			return nil, fmt.Errorf("compare /etc: %w", err)
 		}
 	}
-	m, err := etcmerge.Plan(ctx, base, local, fresh)
+	m, err := etcmerge.Plan(ctx, etcmerge.Sides{Base: base, Local: local, Image: fresh, Policy: policy})
 	if err != nil {
 		return nil, fmt.Errorf("compare /etc: %w", err)
 	}
