@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Syncfs makes everything in the file system of root durable.
+// Syncfs makes everything in the file system of root durable. syncfs alone does
+// not make the disk below a FAT file system empty its cache; fsync does.
 func Syncfs(root *os.Root) error {
 	f, err := root.Open(".")
 	if err != nil {
@@ -24,6 +25,9 @@ func Syncfs(root *os.Root) error {
 	}
 	defer f.Close()
 	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("sync the file system: %w", err)
+	}
+	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync the file system: %w", err)
 	}
 	return nil
