@@ -83,6 +83,10 @@ type Plan struct {
 	// work after the reboot. It is null where the image's file list is not on
 	// this host and could not be known without fetching layers.
 	Missing []PlanMissing `json:"missing"`
+	// PackageChanges are the packages that the target image has in other versions
+	// than what the next boot takes. It is null where they are not known, as for
+	// Missing, or where an image has no package database.
+	PackageChanges []PackageDiff `json:"packageChanges"`
 	// Staged says that the change takes effect at shutdown, not at once.
 	Staged bool `json:"staged"`
 }
@@ -134,6 +138,9 @@ type Result struct {
 	ID    string       `json:"id,omitempty"`
 	Image *ImageStatus `json:"image"`
 	Kargs []string     `json:"kargs,omitempty"`
+	// PackageChanges are the packages in which the image that was found differs
+	// from what the next boot takes, where this host has it already.
+	PackageChanges []PackageDiff `json:"packageChanges,omitempty"`
 	// Warnings are things to know that did not stop the operation.
 	Warnings []string `json:"warnings,omitempty"`
 }

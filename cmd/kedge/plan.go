@@ -16,7 +16,7 @@ func cmdPlan(e *env) *cli.Command {
 	var opts host.PlanOptions
 	transport := &cli.StringFlag{Name: "transport", Usage: "read IMAGE with `TRANSPORT`: registry, oci, oci-archive, dir or containers-storage", Destination: &opts.Transport}
 	tag := &cli.StringFlag{Name: "tag", Usage: "follow tag `T` of the same repository", Destination: &opts.Tag}
-	inspect := &cli.BoolFlag{Name: "inspect", Usage: "read the whole image, keeping nothing, to say what it lacks", Destination: &opts.Inspect}
+	inspect := &cli.BoolFlag{Name: "inspect", Usage: "read the whole image, keeping nothing, to say what it lacks and which packages change", Destination: &opts.Inspect}
 	return &cli.Command{
 		Name:  "plan",
 		Usage: "say what switch or upgrade would do, and whether it can",
@@ -100,6 +100,7 @@ func planText(p *v1.Plan) string {
 		effect = "at the next reboot"
 	}
 	line("effect", "%s", effect)
+	b.WriteString(packageLines(p.PackageChanges, "  "))
 	for _, m := range p.Missing {
 		line("lacks", "%s: %s", m.What, m.Consequence)
 	}

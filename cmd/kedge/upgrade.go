@@ -85,7 +85,7 @@ func runUpgradeCheck(ctx context.Context, e *env, opts upgradeOptions) error {
 	case e.json:
 		err = e.printJSON(r)
 	case r.Changed:
-		err = e.printf("Update available: %s %s (%s).\n", oneLine(imageName(r.Image.Image)), oneLine(deref(r.Image.Version)), r.Image.ImageDigest)
+		err = e.printf("Update available: %s %s (%s).\n%s", oneLine(imageName(r.Image.Image)), oneLine(deref(r.Image.Version)), r.Image.ImageDigest, packageLines(r.PackageChanges, "  "))
 	default:
 		err = e.printf("No update: %s is still at %s.\n", oneLine(imageName(r.Image.Image)), r.Image.ImageDigest)
 	}

@@ -351,6 +351,11 @@ func (s *composefsStore) SameContent(a, b *fstree.Inode) (bool, error) {
 	return a.Content == b.Content, nil
 }
 
+// OpenFile implements store.
+func (s *composefsStore) OpenFile(n *fstree.Inode) (io.ReadCloser, error) {
+	return (*imageFiles)(s).Open(context.Background(), n)
+}
+
 // imageFiles is the store's repository as package imageroot needs it.
 type imageFiles composefsStore
 

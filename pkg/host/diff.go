@@ -19,19 +19,7 @@ func (h *Host) Diff(ctx context.Context, a, b string) ([]v1.FileChange, error) {
 }
 
 func (h *Host) diff(ctx context.Context, a, b string) ([]v1.FileChange, error) {
-	list, err := h.store.Deployments()
-	if err != nil {
-		return nil, err
-	}
-	to, err := h.rootNamed(list, b, list.next())
-	if err != nil {
-		return nil, err
-	}
-	other := list.current()
-	if other != nil && other.root == to {
-		other = list.rollback()
-	}
-	from, err := h.rootNamed(list, a, other)
+	from, to, err := h.twoRoots(a, b)
 	if err != nil {
 		return nil, err
 	}
@@ -54,6 +42,23 @@ func (h *Host) diff(ctx context.Context, a, b string) ([]v1.FileChange, error) {
 		return ctx.Err()
 	})
 	return changes, err
+}
+
+// twoRoots returns the roots that are to be compared.
+func (h *Host) twoRoots(a, b string) (from, to string, err error) {
+	list, err := h.store.Deployments()
+	if err != nil {
+		return "", "", err
+	}
+	if to, err = h.rootNamed(list, b, list.next()); err != nil {
+		return "", "", err
+	}
+	other := list.current()
+	if other != nil && other.root == to {
+		other = list.rollback()
+	}
+	from, err = h.rootNamed(list, a, other)
+	return from, to, err
 }
 
 const (

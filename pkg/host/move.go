@@ -84,6 +84,7 @@ func (h *Host) CheckUpgrade(ctx context.Context, tag string) (*v1.Result, error)
 		r.ID = target.id
 		return r, nil
 	}
+	r.PackageChanges = h.storedPackageChanges(ctx, list, target, info.digest)
 	if unlock, err := h.lock(ctx); err == nil {
 		defer unlock()
 		if err := h.store.NoteUpdate(ctx, target, info); err != nil {

@@ -115,6 +115,11 @@ func (s *ostreeStore) commitTree(ctx context.Context, root string) (*fstree.Tree
 	return tree, err
 }
 
+// OpenFile implements store.
+func (s *ostreeStore) OpenFile(n *fstree.Inode) (io.ReadCloser, error) {
+	return (*bootRepo)(s).open(n.Content)
+}
+
 // SameContent implements store. Handles are the checksums of objects, which cover
 // owner, mode and attributes too.
 func (s *ostreeStore) SameContent(a, b *fstree.Inode) (bool, error) {

@@ -6,6 +6,7 @@ import (
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/ocibridge"
+	"github.com/kedge-os/kedge/pkg/pkgdb"
 )
 
 // PlanOptions say what to plan.
@@ -101,14 +102,18 @@ func (h *Host) planMissing(ctx context.Context, p *v1.Plan, list deployments, sr
 	var has func(string) (bool, error)
 	if root := h.storedRoot(list, p.Target.ImageDigest); root != "" {
 		has = func(path string) (bool, error) { return h.store.Exists(root, path) }
+		h.planPackages(ctx, p, list.followed(), func() (*pkgdb.Database, error) { return h.packageDB(ctx, root) })
 	} else if inspect {
-		img, err := src.Import(ctx, &lookStore{})
+		look := newDatabaseStore()
+		defer look.close()
+		img, err := src.Import(ctx, look)
 		if err != nil {
 			return err
 		}
+		h.planPackages(ctx, p, list.followed(), func() (*pkgdb.Database, error) { return pkgdb.Read(treeFS{img.Tree, look.open}) })
 		has = func(path string) (bool, error) { return img.Tree.Resolve(path) != nil, nil }
 	} else {
-		p.Warnings = append(p.Warnings, "what the image lacks is known only when it has been read (--inspect reads it now and keeps nothing)")
+		p.Warnings = append(p.Warnings, "what the image lacks and which packages change is known only when it has been read (--inspect reads it now and keeps nothing)")
 		return nil
 	}
 	missing, err := h.missing(list, has)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -77,6 +78,8 @@ type store interface {
 	// SameContent reports whether two regular files of Tree, of one size, have
 	// the same bytes.
 	SameContent(a, b *fstree.Inode) (bool, error)
+	// OpenFile opens a regular file of a Tree that was read from this store.
+	OpenFile(n *fstree.Inode) (io.ReadCloser, error)
 	// Needs is what an image must bring to boot from this backend.
 	Needs() requirement
 	// KernelDirs matches the directories of kernels beneath the boot directory.
