@@ -40,6 +40,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/internal/mountns"
+	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -79,6 +81,15 @@ type Options struct {
 	// Arch is the architecture that kargs.d files are matched against
 	// (karg.Arch()).
 	Arch string
+	// Loader is what the machine's boot loader reads; nil: it reads /boot. Close
+	// closes it.
+	Loader loader.Loader
+	// Token tells the sysroot's entries from those of others in what Loader
+	// writes (loader.Record).
+	Token string
+	// Tries is how often Loader tries a new deployment before the next one; 0: it
+	// does not count.
+	Tries uint64
 }
 
 // Sysroot is an open sysroot with its list of deployments as of the last Load.
@@ -91,12 +102,14 @@ type Sysroot struct {
 	boot *os.Root // holds loader and ostree/STATEROOT-BOOTCSUM; nil: no boot directory
 	host *os.Root // the running machine's root
 
+	loader   loader.Loader
 	booted   *bootedRoot // nil: not the sysroot the machine runs from
 	lock     *os.File
 	version  int // V of boot.V and loader.V
 	sub      int // S of boot.V.S
 	list     []*Deployment
 	problems []error
+	merged   []etcmerge.Change // of the last merge of /etc
 }
 
 // Init makes an empty directory a sysroot without deployments: ostree/deploy
@@ -128,7 +141,10 @@ func Open(path string, o Options) (*Sysroot, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Sysroot{opts: o, log: o.Logger}
+	if o.Loader == nil {
+		o.Loader = loader.None{}
+	}
+	s := &Sysroot{opts: o, log: o.Logger, loader: o.Loader}
 	if err := s.open(path); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("open the sysroot %s: %w", path, err)
@@ -178,6 +194,7 @@ func (s *Sysroot) open(path string) (err error) {
 // Close releases the lock and every descriptor.
 func (s *Sysroot) Close() {
 	s.Unlock()
+	s.loader.Close()
 	for _, r := range []*os.Root{s.root, s.boot, s.host} {
 		if r != nil {
 			_ = r.Close()

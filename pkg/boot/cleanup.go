@@ -21,7 +21,7 @@ func (s *Sysroot) Cleanup(ctx context.Context) error {
 	if err := s.requireLock("clean up"); err != nil {
 		return err
 	}
-	steps := []func(context.Context) error{s.cleanVersions, s.cleanDeployments, s.cleanBoot, s.settleRefs}
+	steps := []func(context.Context) error{s.mirror, s.cleanVersions, s.cleanDeployments, s.cleanBoot, s.sweepMirror, s.settleRefs}
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -51,6 +51,7 @@ func (s *Sysroot) loadOnce() error {
 	if err := s.loadEntries(); err != nil {
 		return err
 	}
+	s.readMirror()
 	if err := s.markBooted(); err != nil {
 		return err
 	}

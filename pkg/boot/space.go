@@ -2,7 +2,9 @@ package boot
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -37,15 +39,12 @@ func (s *Sysroot) makeRoom(ctx context.Context, next []*Deployment) error {
 	if s.booted == nil || s.boot == nil {
 		return nil
 	}
-	if same, err := bootdir.SameFilesystem(s.root, s.boot); err != nil || same {
-		return err
-	}
-	block, free, err := bootdir.Space(s.boot)
+	need, free, gain, err := s.bootSpace(next)
 	if err != nil {
 		return err
 	}
-	need, err := s.missingKernels(next, block)
-	if err != nil || bootdir.Fits(need, free) {
+	mneed, mfree, mgain, err := s.mirrorSpace(next)
+	if err != nil || bootdir.Fits(need, free) && bootdir.Fits(mneed, mfree) {
 		return err
 	}
 	var keep []*Deployment
@@ -54,11 +53,11 @@ func (s *Sysroot) makeRoom(ctx context.Context, next []*Deployment) error {
 			keep = append(keep, d)
 		}
 	}
-	gain, err := s.prunableKernels(next)
-	if err != nil || !bootdir.Fits(need, free+gain) || len(keep) == 0 {
-		return err
+	if !bootdir.Fits(need, free+gain) || !bootdir.Fits(mneed, mfree+mgain) || len(keep) == 0 {
+		return nil
 	}
-	s.log.Warn("/boot is too small: the old deployments go before the new one comes", "needed", need, "free", free)
+	s.log.Warn("/boot is too small: the old deployments go before the new one comes",
+		"needed", need, "free", free, "loader needs", mneed, "loader free", mfree)
 	if staged := s.Staged(); staged != nil && !slices.ContainsFunc(next, staged.same) {
 		if err := s.dropStaged(staged); err != nil {
 			return err
@@ -78,7 +77,35 @@ func (s *Sysroot) makeRoom(ctx context.Context, next []*Deployment) error {
 	if err := s.Load(); err != nil {
 		return err
 	}
-	return s.removeKernelsExcept(next)
+	if err := s.mirror(ctx); err != nil {
+		return err
+	}
+	stays := func(name string) bool { return bootsKernel(next, name) || bootsKernel(s.list, name) }
+	if err := s.loader.Sweep(ctx, s.mirrorMenu(nil), stays); err != nil {
+		return err
+	}
+	return removeExcept(s.boot, "ostree", func(name string) bool {
+		_, _, ok := parseBootName(name)
+		return !ok || stays(name)
+	})
+}
+
+// bootSpace returns what a list needs in /boot, what is free there, and what
+// would be more without the kernels that the list does not boot; 0 where /boot is
+// on the root's file system.
+func (s *Sysroot) bootSpace(list []*Deployment) (need, free, gain int64, err error) {
+	if same, err := bootdir.SameFilesystem(s.root, s.boot); err != nil || same {
+		return 0, 0, 0, err
+	}
+	block, free, err := bootdir.Space(s.boot)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	if need, err = s.missingKernels(list, block); err != nil {
+		return 0, 0, 0, err
+	}
+	gain, err = prunableKernels(s.boot, func(name string) bool { return bootsKernel(list, name) })
+	return need, free, gain, err
 }
 
 // missingKernels returns the bytes of those kernels of a list that are not in
@@ -105,19 +132,22 @@ func (s *Sysroot) missingKernels(list []*Deployment, block int64) (int64, error)
 	return need, nil
 }
 
-// prunableKernels returns the bytes of the kernels in /boot that a list does
-// not boot.
-func (s *Sysroot) prunableKernels(list []*Deployment) (int64, error) {
-	names, err := readNames(s.boot, "ostree")
+// prunableKernels returns the bytes of the kernels below a boot directory that
+// need not stay.
+func prunableKernels(boot *os.Root, stays func(name string) bool) (int64, error) {
+	names, err := readNames(boot, "ostree")
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
 	if err != nil {
 		return 0, err
 	}
 	var gain int64
 	for _, n := range names {
-		if _, _, ok := parseBootName(n); !ok || bootsKernel(list, n) {
+		if _, _, ok := parseBootName(n); !ok || stays(n) {
 			continue
 		}
-		dir, err := dirfd.Open(s.boot, path.Join("ostree", n))
+		dir, err := dirfd.Open(boot, path.Join("ostree", n))
 		if err != nil {
 			return 0, err
 		}
@@ -135,11 +165,4 @@ func (s *Sysroot) prunableKernels(list []*Deployment) (int64, error) {
 
 func bootsKernel(list []*Deployment, name string) bool {
 	return slices.ContainsFunc(list, func(d *Deployment) bool { return d.bootName() == name })
-}
-
-func (s *Sysroot) removeKernelsExcept(list []*Deployment) error {
-	return removeExcept(s.boot, "ostree", func(name string) bool {
-		_, _, ok := parseBootName(name)
-		return !ok || bootsKernel(list, name) || bootsKernel(s.list, name)
-	})
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/boot/units"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/ostree/object"
@@ -69,7 +70,7 @@ func (s *Sysroot) stage(ctx context.Context, r StageRequest) error {
 	if before != nil && s.first(before.same) == nil {
 		before = nil
 	}
-	if err := s.placeKernel(d, kernel); err != nil {
+	if err := s.placeKernel(ctx, d, kernel); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -90,7 +91,7 @@ func (s *Sysroot) stage(ctx context.Context, r StageRequest) error {
 }
 
 // placeKernel installs the kernel of a new deployment.
-func (s *Sysroot) placeKernel(d *Deployment, k *Kernel) error {
+func (s *Sysroot) placeKernel(ctx context.Context, d *Deployment, k *Kernel) error {
 	root, err := s.root.OpenRoot(d.Dir())
 	if err != nil {
 		return err
@@ -107,7 +108,14 @@ func (s *Sysroot) placeKernel(d *Deployment, k *Kernel) error {
 	if err != nil {
 		return err
 	}
-	return s.syncfs(boot)
+	if err := s.syncfs(boot); err != nil {
+		return err
+	}
+	item, err := s.kernelItem(d)
+	if err != nil {
+		return err
+	}
+	return s.loader.Prepare(ctx, []loader.Item{item})
 }
 
 func (s *Sysroot) writeMarker(d *Deployment, r StageRequest) error {

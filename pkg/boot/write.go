@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/kedge-os/kedge/pkg/boot/bls"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -37,6 +38,11 @@ import (
 //  7. COMMIT: rename boot/loader.tmp to boot/loader
 //  8. freeze and thaw boot's file system again: the commit is durable
 //
+// Where the machine's boot loader reads a mirror of /boot, it is brought up to
+// date before 3, its new kernels are written before 7, and its own commit point
+// is behind 8: see mirror. An error there is returned: the machine still boots
+// the old list.
+//
 // A booted host whose /boot cannot hold old and new kernels side by side first
 // drops the deployments that are not in the list, in a swap of its own.
 //
@@ -54,7 +60,14 @@ func (s *Sysroot) Write(ctx context.Context, list []*Deployment) error {
 	if err := s.bumpMtime(); err != nil {
 		s.log.Warn("after the commit", "error", err)
 	}
-	return s.Load()
+	if err := s.Load(); err != nil {
+		return err
+	}
+	if err := s.mirror(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	s.updateLoader()
+	return nil
 }
 
 func (s *Sysroot) write(ctx context.Context, list []*Deployment) error {
@@ -208,6 +221,9 @@ func (s *Sysroot) swapEntries(ctx context.Context, list []*Deployment) error {
 	if err := s.refuseGenerated(conf, boot); err != nil {
 		return err
 	}
+	if err := s.mirror(ctx); err != nil {
+		return err
+	}
 	version := 1 - s.version
 	sub, err := s.readSubversion(version)
 	if err != nil {
@@ -252,7 +268,8 @@ func (s *Sysroot) swapEntries(ctx context.Context, list []*Deployment) error {
 	return nil
 }
 
-// fillEntries writes the kernels and entries of a list into loader.V.
+// fillEntries writes the kernels and entries of a list into loader.V, and the
+// kernels into the mirror.
 func (s *Sysroot) fillEntries(ctx context.Context, boot *os.Root, conf config, version int, list []*Deployment) error {
 	if err := boot.RemoveAll(loaderDir(version)); err != nil {
 		return err
@@ -264,6 +281,7 @@ func (s *Sysroot) fillEntries(ctx context.Context, boot *os.Root, conf config, v
 	if err := s.carryForeign(boot, version); err != nil {
 		return fmt.Errorf("carry over the boot entries of others: %w", err)
 	}
+	items := make([]loader.Item, len(list))
 	show := slices.ContainsFunc(list, func(d *Deployment) bool { return d.Stateroot != list[0].Stateroot })
 	for i, d := range list {
 		if err := ctx.Err(); err != nil {
@@ -277,8 +295,9 @@ func (s *Sysroot) fillEntries(ctx context.Context, boot *os.Root, conf config, v
 		if err := boot.WriteFile(name, entry.Encode(), 0o644); err != nil {
 			return err
 		}
+		items[i] = s.mirrorItem(d, entry, i, len(list))
 	}
-	return nil
+	return s.loader.Prepare(ctx, items)
 }
 
 // prepareBoot installs the kernel of a deployment and makes its entry.
