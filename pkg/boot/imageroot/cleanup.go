@@ -37,9 +37,12 @@ func (s *Sysroot) Cleanup(ctx context.Context) error {
 }
 
 // cleanEntries removes directories of entries that are not in use.
-func (s *Sysroot) cleanEntries(context.Context) error {
+func (s *Sysroot) cleanEntries(ctx context.Context) error {
 	if s.boot == nil {
 		return nil
+	}
+	if err := s.settleMenu(ctx); err != nil {
+		return err
 	}
 	if err := s.boot.RemoveAll(nextDir); err != nil {
 		return err
@@ -126,11 +129,11 @@ func (s *Sysroot) cleanPending() error {
 }
 
 // cleanKernels removes kernels that no entry boots.
-func (s *Sysroot) cleanKernels(context.Context) error {
+func (s *Sysroot) cleanKernels(ctx context.Context) error {
 	if s.boot == nil {
 		return nil
 	}
-	return s.removeKernels(func(name string) bool { return s.mentioned[name] })
+	return s.sweepKernels(ctx, func(name string) bool { return s.mentioned[name] })
 }
 
 // eachKernel calls fn for every kernel directory beneath the boot directory,
@@ -175,6 +178,9 @@ func (s *Sysroot) KernelSpace(ctx context.Context, list []*Deployment) (need, fr
 }
 
 func (s *Sysroot) kernelSpace(images *images, list []*Deployment) (need, free int64, err error) {
+	if s.onLoader() {
+		return s.loader.Space(s.items(images, list))
+	}
 	block, free, err := bootdir.Space(s.boot)
 	if err != nil {
 		return 0, 0, err
@@ -222,13 +228,13 @@ func (s *Sysroot) makeRoom(images *images, next []*Deployment) error {
 			return err
 		}
 	}
-	if err := s.swap(images.ctx, keep); err != nil {
+	if err := s.swap(images, keep); err != nil {
 		return fmt.Errorf("make room on /boot: %w", err)
 	}
 	if err := s.Load(); err != nil {
 		return err
 	}
-	return s.removeKernels(func(name string) bool { return kernels[name] || s.mentioned[name] })
+	return s.sweepKernels(images.ctx, func(name string) bool { return kernels[name] || s.mentioned[name] })
 }
 
 // kernelsBut returns the bytes of the kernels in /boot beside those named.

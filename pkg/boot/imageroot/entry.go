@@ -11,6 +11,7 @@ import (
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/osrelease"
 	"github.com/kedge-os/kedge/pkg/boot/source"
+	"github.com/kedge-os/kedge/pkg/fault"
 )
 
 // Directories of entries. bootc reads the first two; the last is filled for
@@ -108,15 +109,21 @@ func nameSafe(v string, dash bool) string {
 	return v[:min(len(v), maxNamePart)]
 }
 
-// file returns the file name of the entry of d in a list whose default is
-// first. An entry that boot loaders count keeps its counter.
-func (p position) file(d, first *Deployment) string {
+// base returns the name of an entry's file, in a list whose default is first,
+// without counter and suffix.
+func (p position) base(first *Deployment) string {
 	version, _ := first.Entry.Get("version")
+	return fmt.Sprintf("bootc_%s-%s-%s", nameSafe(idOf(first.Entry), false), nameSafe(version, true), p.release())
+}
+
+// file returns the file name of the entry of d. An entry that boot loaders count
+// keeps its counter.
+func (p position) file(d, first *Deployment) string {
 	counter := ""
 	if name, ok := bls.ParseName(d.entryFile); ok && name.Counter != nil {
 		counter = fmt.Sprintf("+%d-%d", name.Counter.Left, name.Counter.Done)
 	}
-	return fmt.Sprintf("bootc_%s-%s-%s%s.conf", nameSafe(idOf(first.Entry), false), nameSafe(version, true), p.release(), counter)
+	return p.base(first) + counter + ".conf"
 }
 
 // encode makes the files of a list of entries.
@@ -192,9 +199,14 @@ func (s *Sysroot) readEntries() (map[string][]byte, error) {
 		return nil, err
 	}
 	for _, n := range names {
-		if files[n], err = readSmall(s.boot, path.Join(entriesDir, n)); err != nil {
+		text, err := readSmall(s.boot, path.Join(entriesDir, n))
+		if fault.KindOf(err) == fault.Corrupt && s.onLoader() {
+			continue // another system's, and nothing replaces the directory there
+		}
+		if err != nil {
 			return nil, err
 		}
+		files[n] = text
 	}
 	return files, nil
 }

@@ -11,7 +11,7 @@
 //	/sysroot/state/deploy/DIGEST/DIGEST.origin what it came from
 //	/sysroot/state/os/default/var/             /var of all of them
 //	/sysroot/state/kedge/                      kedge's own
-//	/boot/loader/entries/                      the entries in use
+//	/boot/loader/entries/                      the entries in use; see menu.go
 //	/boot/loader/entries.staged/               those that come with the shutdown
 //	/boot/bootc_composefs-DIGEST/              vmlinuz and initrd
 //	/run/composefs/staged-deployment           what shutdown finalises
@@ -47,7 +47,9 @@ import (
 	"time"
 
 	"github.com/kedge-os/kedge/internal/mountns"
+	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
 )
@@ -83,6 +85,12 @@ type Options struct {
 	// Arch is the architecture that kargs.d files are matched against
 	// (karg.Arch()).
 	Arch string
+	// Loader is what the machine's boot loader reads; nil: it reads /boot. Close
+	// closes it.
+	Loader loader.Loader
+	// Tries is how often Loader tries a new deployment before the next one; 0: it
+	// does not count.
+	Tries uint64
 }
 
 // The layout beneath the sysroot.
@@ -109,12 +117,14 @@ type Sysroot struct {
 	boot *os.Root // holds loader/ and the kernels; nil: no boot directory
 	host *os.Root // the running machine's root
 
+	loader loader.Loader
 	booted *bootedRoot // nil: not the sysroot the machine runs from
 	lock   *os.File
 	guard  *os.File // see keepFromGC
 
 	list     []*Deployment
 	problems []error
+	merged   []etcmerge.Change // of the last merge of /etc
 	// mentioned are the digests and kernel directories that any entry names,
 	// also one that is not understood: they are no garbage.
 	mentioned map[string]bool
@@ -152,7 +162,10 @@ func Open(path string, o Options) (*Sysroot, error) {
 	if o.Arch == "" {
 		o.Arch = karg.Arch()
 	}
-	s := &Sysroot{opts: o, log: o.Logger}
+	if o.Loader == nil {
+		o.Loader = loader.None{}
+	}
+	s := &Sysroot{opts: o, log: o.Logger, loader: o.Loader}
 	if err := s.open(path); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("open the sysroot %s: %w", path, err)
@@ -192,6 +205,10 @@ func (s *Sysroot) open(path string) (err error) {
 	if err != nil {
 		return err
 	}
+	if s.onLoader() {
+		s.boot = s.loader.Root()
+		return nil
+	}
 	s.boot, err = os.OpenRoot(bootPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -202,6 +219,7 @@ func (s *Sysroot) open(path string) (err error) {
 // Close releases the lock and every descriptor.
 func (s *Sysroot) Close() {
 	s.Unlock()
+	s.loader.Close()
 	for _, r := range []*os.Root{s.root, s.boot, s.host} {
 		if r != nil {
 			_ = r.Close()

@@ -100,8 +100,8 @@ func copyInode(w io.Writer, image *source.Image, n *fstree.Inode) error {
 // file system, not where it is mounted.
 func (s *Sysroot) bootPrefix() (string, error) {
 	boot, err := s.bootDir()
-	if err != nil {
-		return "", err
+	if err != nil || s.onLoader() {
+		return "/", err
 	}
 	same, err := bootdir.SameFilesystem(s.root, boot)
 	if err != nil || !same {
@@ -113,6 +113,9 @@ func (s *Sysroot) bootPrefix() (string, error) {
 // kernelDirs is where new kernels go, beneath the boot directory: where those
 // of the list are.
 func (s *Sysroot) kernelDirs() string {
+	if s.onLoader() {
+		return espKernels
+	}
 	for _, d := range s.list {
 		if linux, ok := d.Entry.Get("linux"); ok && path.Dir(path.Dir(linux)) == "/"+espKernels {
 			return espKernels

@@ -124,6 +124,15 @@ func (s *Sysroot) loadEntries(dir string) ([]*Deployment, error) {
 		}
 	}
 	slices.SortStableFunc(list, menuOrder)
+	if s.onLoader() {
+		// A writer that died may have left a line twice.
+		var seen []*Deployment
+		list = slices.DeleteFunc(list, func(d *Deployment) bool {
+			twice := slices.ContainsFunc(seen, d.same)
+			seen = append(seen, d)
+			return twice
+		})
+	}
 	return list, nil
 }
 

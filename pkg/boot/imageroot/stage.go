@@ -60,7 +60,7 @@ func (s *Sysroot) stage(ctx context.Context, r StageRequest) error {
 	if err := s.makeRoom(images, list); err != nil {
 		return err
 	}
-	if err := s.installKernel(ctx, images, d); err != nil {
+	if err := s.placeKernels(ctx, images, []*Deployment{d}); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {

@@ -34,6 +34,9 @@ import (
 //  6. freeze and thaw boot's file system again: the commit is durable
 //  7. remove loader/entries.kedge, which are the old entries
 //
+// Where the boot directory is the loader's, 1, 2, 5, 6 and 7 are the loader's
+// Prepare and Commit.
+//
 // Where the entries stay the same, 4 is all there is. A booted host whose /boot
 // cannot hold old and new kernels side by side first drops the deployments that
 // are not in the list, in an exchange of its own.
@@ -53,7 +56,11 @@ func (s *Sysroot) Write(ctx context.Context, list []*Deployment) error {
 	if err := s.bumpMtime(); err != nil {
 		s.log.Warn("after the commit", "error", err)
 	}
-	return s.Load()
+	if err := s.Load(); err != nil {
+		return err
+	}
+	s.updateLoader(ctx)
+	return nil
 }
 
 func (s *Sysroot) write(ctx context.Context, list []*Deployment) error {
@@ -67,12 +74,10 @@ func (s *Sysroot) write(ctx context.Context, list []*Deployment) error {
 	if err := s.makeRoom(images, fresh); err != nil {
 		return err
 	}
-	for _, d := range fresh {
-		if err := s.installKernel(ctx, images, d); err != nil {
-			return fmt.Errorf("deployment %s: %w", d.Name(), err)
-		}
+	if err := s.placeKernels(ctx, images, fresh); err != nil {
+		return err
 	}
-	if err := s.swap(ctx, fresh); err != nil {
+	if err := s.swap(images, fresh); err != nil {
 		return err
 	}
 	var err error
@@ -118,12 +123,15 @@ func (s *Sysroot) validate(list []*Deployment) error {
 }
 
 // swap makes the entries of a list those in use.
-func (s *Sysroot) swap(ctx context.Context, list []*Deployment) error {
-	changed, err := s.fillEntries(nextDir, list)
-	if err != nil {
-		return err
+func (s *Sysroot) swap(images *images, list []*Deployment) error {
+	changed := false
+	if !s.onLoader() {
+		var err error
+		if changed, err = s.fillEntries(nextDir, list); err != nil {
+			return err
+		}
 	}
-	if err := ctx.Err(); err != nil {
+	if err := images.ctx.Err(); err != nil {
 		return err
 	}
 	if err := s.syncfs(s.root); err != nil {
@@ -135,6 +143,12 @@ func (s *Sysroot) swap(ctx context.Context, list []*Deployment) error {
 	undo, err := s.settlePending(list)
 	if err != nil {
 		return err
+	}
+	if s.onLoader() {
+		if err := s.commitMenu(images, list); err != nil {
+			undo()
+			return err
+		}
 	}
 	if changed {
 		if err := s.exchangeEntries(); err != nil {

@@ -1,0 +1,145 @@
+package imageroot
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/kedge-os/kedge/pkg/boot/bls"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/fstree"
+)
+
+// Where a loader reads a file system of its own (systemd-boot: the EFI system
+// partition), that is the boot directory, as with bootc: entries in
+// loader/entries, kernels in EFI/Linux/bootc_composefs-DIGEST. It is FAT, and
+// knows no exchange of directories that a power cut leaves whole: there the
+// loader's Commit takes the place of the exchange.
+
+// onLoader reports whether the boot directory is the loader's file system.
+func (s *Sysroot) onLoader() bool { return s.loader.Root() != nil }
+
+// owns reports whether an entry is of this sysroot: another one on the same
+// partition has state directories of its own.
+func (s *Sysroot) owns(_ string, e *bls.Entry) bool {
+	digest, _, _, ok := imageOf(e)
+	if !ok {
+		return false
+	}
+	_, err := s.root.Stat(path.Join(deployDir, digest))
+	return err == nil
+}
+
+func (s *Sysroot) loaderMenu(items []loader.Item, list []*Deployment) loader.Menu {
+	m := loader.Menu{
+		Owns: s.owns, Order: entryOrder, Items: items, KernelDir: espKernels,
+		OwnKernel: func(name string) bool {
+			d, ok := strings.CutPrefix(name, kernelPrefix)
+			return ok && digestForm.MatchString(d)
+		},
+	}
+	if len(list) > 0 {
+		m.SortKey = sortKeyPrefix + idOf(list[0].Entry)
+	}
+	return m
+}
+
+// lineID names an entry for as long as it exists.
+func (d *Deployment) lineID() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%v %s", d.VerityOptional, d.Kargs()))
+	return d.Digest + "." + hex.EncodeToString(sum[:4])
+}
+
+// items makes the lines of a list.
+func (s *Sysroot) items(images *images, list []*Deployment) []loader.Item {
+	var items []loader.Item
+	for i, d := range list {
+		item := loader.Item{ID: d.lineID(), Name: position{i, len(list)}.base(list[0]), Entry: d.Entry}
+		if i == 0 && len(list) > 1 {
+			// The only one has nothing to fall back to.
+			item.Tries = s.opts.Tries
+		}
+		if dir, ok := kernelDirOf(d.Entry); ok && d.Type == TypeBLS {
+			item.Files = func() ([]loader.File, error) { return kernelFiles(images, d.Digest, dir) }
+		}
+		items = append(items, item)
+	}
+	return items
+}
+
+func kernelFiles(images *images, digest, dir string) ([]loader.File, error) {
+	image, err := images.get(digest)
+	if err != nil {
+		return nil, err
+	}
+	k, err := findKernel(image)
+	if err != nil {
+		return nil, err
+	}
+	file := func(name string, n *fstree.Inode) loader.File {
+		return loader.File{Path: path.Join(dir, name), Size: n.Size, Open: func() (io.ReadCloser, error) { return image.OpenInode(n) }}
+	}
+	return []loader.File{file(vmlinuz, k.vmlinuz), file(initrd, k.initrd)}, nil
+}
+
+// placeKernels puts the kernels of a list into the boot directory.
+func (s *Sysroot) placeKernels(ctx context.Context, images *images, list []*Deployment) error {
+	if s.onLoader() {
+		return s.loader.Prepare(ctx, s.items(images, list))
+	}
+	for _, d := range list {
+		if err := s.installKernel(ctx, images, d); err != nil {
+			return fmt.Errorf("deployment %s: %w", d.Name(), err)
+		}
+	}
+	return nil
+}
+
+// commitMenu is the commit point where the boot directory is the loader's.
+func (s *Sysroot) commitMenu(images *images, list []*Deployment) error {
+	// It ends with a menu that is whole, also where the operation is interrupted.
+	ctx := context.WithoutCancel(images.ctx)
+	if err := s.loader.Commit(ctx, s.loaderMenu(s.items(images, list), list)); err != nil {
+		return err
+	}
+	s.log.Info("deployments written", "count", len(list))
+	return nil
+}
+
+// settleMenu finishes what a writer that died began.
+func (s *Sysroot) settleMenu(ctx context.Context) error {
+	list := slices.DeleteFunc(s.Deployments(), func(d *Deployment) bool { return d.Staged })
+	if !s.onLoader() || len(list) == 0 {
+		return nil
+	}
+	return s.loader.Commit(ctx, s.loaderMenu(s.items(s.newImages(ctx), list), list))
+}
+
+// updateLoader brings the loader's program up to date from the default's image.
+func (s *Sysroot) updateLoader(ctx context.Context) {
+	d := s.first(func(d *Deployment) bool { return !d.Staged })
+	if !s.onLoader() || d == nil {
+		return
+	}
+	image, err := s.newImages(ctx).get(d.Digest)
+	if err == nil {
+		_, err = s.loader.Update(image)
+	}
+	if err != nil && fault.KindOf(err) != fault.NotFound {
+		s.log.Warn("the boot loader was not brought up to date", "error", err)
+	}
+}
+
+// sweepKernels removes the kernels that nothing boots and keep does not name.
+func (s *Sysroot) sweepKernels(ctx context.Context, keep func(name string) bool) error {
+	if s.onLoader() {
+		return s.loader.Sweep(ctx, s.loaderMenu(nil, nil), keep)
+	}
+	return s.removeKernels(keep)
+}
