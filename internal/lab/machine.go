@@ -35,6 +35,9 @@ type Machine struct {
 	ExtraOptions string
 	// Memory in MiB; 0 is 2048.
 	Memory int
+	// WriteLog takes what is written to the disk, anew at each start (OpenWriteLog);
+	// "": nothing is logged.
+	WriteLog string
 
 	boots int
 }
@@ -99,6 +102,11 @@ func (m *Machine) boot(ctx context.Context, dir string) (*Guest, error) {
 	}
 	defer listener.Close()
 
+	if m.WriteLog != "" {
+		if err := os.WriteFile(m.WriteLog, nil, 0o600); err != nil {
+			return nil, err
+		}
+	}
 	g := &Guest{Entry: entry, Console: filepath.Join(dir, "console.log"), exited: make(chan struct{})}
 	g.qemu = exec.CommandContext(ctx, "qemu-system-x86_64", m.arguments(entry, g.Console, sock)...)
 	g.qemu.WaitDelay = time.Second
@@ -133,18 +141,35 @@ func (m *Machine) arguments(e BootEntry, console, sock string) []string {
 	if memory == 0 {
 		memory = 2048
 	}
-	disks := []string{m.Disk.Path}
+	disks := []drive{{m.Disk.Path, m.WriteLog}}
 	if m.Disk.Boot != "" {
-		disks = append(disks, m.Disk.Boot)
+		disks = append(disks, drive{m.Disk.Boot, ""})
 	}
 	return append(qemuArguments(e, memory, strings.TrimSpace(e.Options+" "+m.ExtraOptions), console, disks),
 		"-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0", "-device", "virtio-serial-pci",
 		"-chardev", "socket,id=agent,path="+sock, "-device", "virtserialport,chardev=agent,name=kedge.agent")
 }
 
-// qemuArguments are those of every machine of the lab. The disks are raw images:
-// /dev/vda and so on.
-func qemuArguments(e BootEntry, memory int, options, console string, disks []string) []string {
+// drive is a disk of a machine: a raw image, and where its write log goes.
+type drive struct{ image, log string }
+
+func (d drive) arguments(name string) []string {
+	if d.log == "" {
+		return []string{"-drive", "file=" + d.image + ",if=virtio,format=raw,cache=unsafe"}
+	}
+	// The guest sees a disk with a write cache, whose flushes are logged; on this
+	// machine nothing has to be flushed. The log has no form for discards.
+	return []string{
+		"-drive", "driver=blklogwrites,if=none,id=" + name + ",cache=writeback,discard=ignore," +
+			"file.driver=raw,file.file.driver=file,file.file.filename=" + d.image + ",file.cache.no-flush=on," +
+			"log.driver=raw,log.file.driver=file,log.file.filename=" + d.log + ",log.cache.no-flush=on",
+		"-device", "virtio-blk-pci,drive=" + name + ",write-cache=on,discard=off,write-zeroes=off",
+	}
+}
+
+// qemuArguments are those of every machine of the lab. The disks are /dev/vda and
+// so on.
+func qemuArguments(e BootEntry, memory int, options, console string, disks []drive) []string {
 	// The kernel's default but for bpf: systemd loads a program where it is
 	// there, and the verifier takes 14 s over it on an emulated processor.
 	major := "apparmor"
@@ -161,8 +186,8 @@ func qemuArguments(e BootEntry, memory int, options, console string, disks []str
 	if e.Initrd != "" {
 		args = append(args, "-initrd", e.Initrd)
 	}
-	for _, d := range disks {
-		args = append(args, "-drive", "file="+d+",if=virtio,format=raw,cache=unsafe")
+	for i, d := range disks {
+		args = append(args, d.arguments("disk"+strconv.Itoa(i))...)
 	}
 	return args
 }

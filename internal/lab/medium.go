@@ -22,6 +22,7 @@ type Medium struct {
 	Initramfs string
 	Files     map[string]string // path in the initramfs → executable here
 	Disks     []string          // raw images: /dev/vda and so on
+	Logged    bool              // write logs of the disks in DISK.log (OpenWriteLog)
 	Memory    int               // in MiB; 0 is 2048
 }
 
@@ -35,6 +36,8 @@ mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /var/
 modprobe -a virtio_pci virtio_blk ext4
 sh -e /medium-script
 echo "lab: the script ended with $?"
+# The serial line is slower than a reset.
+sleep 1
 echo s >/proc/sysrq-trigger
 echo b >/proc/sysrq-trigger
 sleep 60
@@ -57,8 +60,19 @@ func (m *Medium) Run(ctx context.Context, script string, timeout time.Duration) 
 	console := filepath.Join(m.Dir, "console-medium.log")
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	drives := make([]drive, len(m.Disks))
+	for i, d := range m.Disks {
+		drives[i].image = d
+		if !m.Logged {
+			continue
+		}
+		drives[i].log = d + ".log"
+		if err := os.WriteFile(drives[i].log, nil, 0o600); err != nil {
+			return "", err
+		}
+	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", qemuArguments(BootEntry{Linux: m.Kernel, Initrd: initramfs}, memory,
-		"console=ttyS0 panic=1 quiet rdinit=/medium-init", console, m.Disks)...)
+		"console=ttyS0 panic=1 quiet rdinit=/medium-init", console, drives)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	said, runErr := cmd.CombinedOutput()
 	b, err := os.ReadFile(console)

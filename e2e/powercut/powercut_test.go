@@ -1,0 +1,197 @@
+package powercut
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/kedge-os/kedge/e2e/offline"
+	"github.com/kedge-os/kedge/e2e/powercut/story"
+	"github.com/kedge-os/kedge/e2e/smallimage"
+	"github.com/kedge-os/kedge/internal/lab"
+)
+
+// states is how many disks are made of each step.
+func (r *record) states() int {
+	switch nightly := os.Getenv("KEDGE_NIGHTLY") != ""; {
+	case nightly && r.control:
+		return 50
+	case nightly:
+		return 250
+	}
+	return 20
+}
+
+// seed makes the random cuts of a log the same each time.
+const seed = 4
+
+// TestPowerCut cuts the power at instants of every step of the story.
+func TestPowerCut(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a machine; -short")
+	}
+	lab.NeedRoot(t)
+	lab.Need(t, "qemu-system-x86_64", "ostree", "mkfs.ext4", "e2fsck", "fsfreeze", "cpio", "cmp", "mmdebstrap", "umoci", "go")
+	dir, kedge := scratch(t), offline.BuildKedge(t)
+	var table table
+	for _, r := range runMachine(t, dir, kedge) {
+		t.Run(r.name(), func(t *testing.T) { table.add(r, r.cut(t, dir, kedge)) })
+	}
+	t.Logf("\n%s", &table)
+	table.check(t)
+}
+
+// result is what became of the disks of a step or an operation: what boots, and
+// of that what has another damage.
+type result struct{ states, old, fresh, lost, damaged int }
+
+func (r *result) add(o *result) {
+	r.states += o.states
+	r.old += o.old
+	r.fresh += o.fresh
+	r.lost += o.lost
+	r.damaged += o.damaged
+}
+
+// count counts a disk that boots into id, or has a problem.
+func (r *result) count(s span, id string, problem error) {
+	r.states++
+	if problem != nil && !errors.As(problem, &damage{}) {
+		r.lost++
+		return
+	}
+	if problem != nil {
+		r.damaged++
+	}
+	if id == s.old {
+		r.old++
+	} else {
+		r.fresh++
+	}
+}
+
+// span is a step in a record: entries between its marks.
+type span struct {
+	name       string
+	begin, end int
+	old, fresh string // what boots before and after it
+}
+
+// cut makes and checks the disks of a record, and returns the results by step.
+func (r *record) cut(t *testing.T, dir, kedge string) map[string]*result {
+	c := &checker{t: t, kedge: kedge, backend: r.backend, whole: map[string]*deployment{}}
+	spans := r.learn(t, c, dir)
+	results := map[string]*result{}
+	work := newReplayer(t, r, filepath.Join(dir, "work.img"))
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	limit := make(chan struct{}, runtime.NumCPU())
+	var checks sync.WaitGroup
+	var mu sync.Mutex
+	n := 0
+	for _, s := range spans {
+		res := &result{}
+		results[s.name] = res
+		for _, cut := range r.cuts(s, rnd) {
+			n++
+			image := filepath.Join(dir, fmt.Sprintf("cut-%d.img", n))
+			limit <- struct{}{}
+			if err := work.Make(t.Context(), cut, image); err != nil {
+				t.Fatal(err)
+			}
+			checks.Go(func() {
+				defer func() { os.Remove(image); <-limit }()
+				id, err := c.check(image, []string{s.old, s.fresh})
+				mu.Lock()
+				defer mu.Unlock()
+				res.count(s, id, err)
+				if err != nil && (!r.control || res.lost+res.damaged == 1) {
+					t.Logf("%s, power cut after entry %d of %d..%d with %d pieces of later writes: %v", s.name, cut.Flushed, s.begin, s.end, len(cut.Kept), err)
+				}
+			})
+		}
+	}
+	checks.Wait()
+	return results
+}
+
+// cuts are the cuts of a step in the order of the log: after flushes, and at
+// random instants between them.
+func (r *record) cuts(s span, rnd *rand.Rand) []lab.Cut {
+	cuts := r.log.FlushCuts(s.begin, s.end)
+	if n := r.states() / 3; len(cuts) > n {
+		rnd.Shuffle(len(cuts), func(i, j int) { cuts[i], cuts[j] = cuts[j], cuts[i] })
+		cuts = cuts[:n]
+	}
+	cuts = append(cuts, r.log.RandomCuts(s.begin, s.end, r.states()-len(cuts), rnd)...)
+	slices.SortStableFunc(cuts, func(a, b lab.Cut) int { return a.Flushed - b.Flushed })
+	return cuts
+}
+
+func newReplayer(t *testing.T, r *record, image string) *lab.Replayer {
+	t.Helper()
+	copyDisk(t, r.before, image)
+	p, err := lab.NewReplayer(r.log, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close(); os.Remove(image) })
+	return p
+}
+
+// learn finds the steps by their marks, and takes the disks at rest for whole.
+func (r *record) learn(t *testing.T, c *checker, dir string) []span {
+	t.Helper()
+	marks, err := r.log.Marks(diskSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rest := newReplayer(t, r, filepath.Join(dir, "rest.img"))
+	var spans []span
+	for _, m := range marks {
+		image := filepath.Join(dir, "mark.img")
+		if err := rest.Make(t.Context(), lab.Cut{Flushed: m.Entry + 1}, image); err != nil {
+			t.Fatal(err)
+		}
+		id, err := c.learn(image)
+		if err != nil {
+			t.Fatalf("at rest (%s): %v", m.Text, err)
+		}
+		os.Remove(image)
+		if name, ok := strings.CutPrefix(m.Text, story.Begin); ok {
+			spans = append(spans, span{name: name, begin: m.Entry + 1, old: id})
+		} else {
+			last := &spans[len(spans)-1]
+			last.end, last.fresh = m.Entry, id
+		}
+	}
+	var steps int
+	for _, b := range story.Boots {
+		steps += len(b)
+	}
+	if len(spans) != steps {
+		t.Fatalf("the log has the marks %v, want those of %d steps", marks, steps)
+	}
+	return spans
+}
+
+// programFile is a file of an image with a program or library of this machine.
+func programFile(t *testing.T, name, program string) smallimage.Entry {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil && strings.Contains(program, "/") {
+		path = program
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return smallimage.File(name, 0o755, string(b))
+}
