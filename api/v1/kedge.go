@@ -89,6 +89,9 @@ type Plan struct {
 	PackageChanges []PackageDiff `json:"packageChanges"`
 	// Staged says that the change takes effect at shutdown, not at once.
 	Staged bool `json:"staged"`
+	// Etc is what becomes of the changes that were made in /etc on this machine.
+	// It is null where the image's files are not on this host.
+	Etc []EtcChange `json:"etc"`
 }
 
 // PlanFetch counts an image's layers and compressed bytes.
@@ -138,6 +141,8 @@ type Result struct {
 	ID    string       `json:"id,omitempty"`
 	Image *ImageStatus `json:"image"`
 	Kargs []string     `json:"kargs,omitempty"`
+	// Etc are the changes in /etc on which machine and image do not agree.
+	Etc []EtcChange `json:"etc,omitempty"`
 	// PackageChanges are the packages in which the image that was found differs
 	// from what the next boot takes, where this host has it already.
 	PackageChanges []PackageDiff `json:"packageChanges,omitempty"`

@@ -156,6 +156,12 @@ func (d *Dir) Symlink(target, name string) error {
 	return d.fail("make symlink", name, unix.Symlinkat(target, d.Fd(), name))
 }
 
+// Whiteout makes what says, in the upper layer of an overlay, that there is
+// nothing of that name.
+func (d *Dir) Whiteout(name string) error {
+	return d.fail("hide", name, unix.Mknodat(d.Fd(), name, unix.S_IFCHR, 0))
+}
+
 // Rename renames an entry within the directory, over an existing one.
 func (d *Dir) Rename(from, to string) error {
 	return d.fail("rename", from, unix.Renameat(d.Fd(), from, d.Fd(), to))

@@ -75,7 +75,8 @@ func (s *Sysroot) mergeEtc(ctx context.Context, root *os.Root, merge *Deployment
 	if err != nil {
 		return nil, stats, err
 	}
-	return etcmerge.Apply(ctx, etcmerge.Sides{Base: base, Local: local, Image: image, Policy: policy}, dst, o, s.log)
+	s.merged, stats, err = etcmerge.Apply(ctx, etcmerge.Sides{Base: base, Local: local, Image: image, Policy: policy}, dst, o, s.log)
+	return s.merged, stats, err
 }
 
 // readPolicy reads what the image in root and the machine say about paths.
@@ -111,29 +112,6 @@ func (s *Sysroot) etcOf(d *Deployment) (base, local source.Dir, done func(), err
 	return base, local, func() { _, _ = base.Close(), local.Close() }, nil
 }
 
-// EtcChanges returns the local changes to a deployment's /etc, and what the
-// tree in image (its usr/etc) did to the same paths; without image, its own
-// defaults stand for it. It writes nothing.
-func (s *Sysroot) EtcChanges(ctx context.Context, d *Deployment, image *os.Root) ([]etcmerge.Change, error) {
-	base, local, done, err := s.etcOf(d)
-	if err != nil {
-		return nil, fmt.Errorf("compare /etc: %w", err)
-	}
-	defer done()
-	fresh := base
-	var policy etcmerge.Policy
-	if image != nil {
-		if policy, err = readPolicy(image, local); err != nil {
-			return nil, fmt.Errorf("compare /etc: %w", err)
-		}
-		if fresh, err = openSource(image, "usr/etc"); err != nil {
-			return nil, fmt.Errorf("compare /etc: %w", err)
-		}
-		defer fresh.Close()
-	}
-	m, err := etcmerge.Plan(ctx, etcmerge.Sides{Base: base, Local: local, Image: fresh, Policy: policy})
-	if err != nil {
-		return nil, fmt.Errorf("compare /etc: %w", err)
-	}
-	return m.Changes, nil
-}
+// EtcChanges returns what the last Deploy, Stage or Finalize found changed in
+// /etc, and what it did about it.
+func (s *Sysroot) EtcChanges() []etcmerge.Change { return s.merged }

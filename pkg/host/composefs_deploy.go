@@ -57,8 +57,6 @@ func (s *composefsStore) Deploy(ctx context.Context, r deployRequest) (d *deploy
 			return nil, err
 		}
 	}
-	before := req.Merge
-	conflicts := s.etcConflicts(ctx, before, r.root)
 	var fresh *imageroot.Deployment
 	if s.Booted() {
 		fresh, err = s.sysroot.Stage(ctx, imageroot.StageRequest{DeployRequest: req, Hold: r.hold})
@@ -76,7 +74,7 @@ func (s *composefsStore) Deploy(ctx context.Context, r deployRequest) (d *deploy
 	if len(list) == 0 || list[0].root != r.root {
 		return nil, fault.New(fault.Internal, "", "the new deployment %s is not in the list", fresh.Name())
 	}
-	list[0].etcConflicts = conflicts
+	list[0].etcChanges = s.sysroot.EtcChanges()
 	return list[0], nil
 }
 
@@ -85,20 +83,6 @@ const (
 	groupImage  = "image"
 	keyManifest = "manifest_digest"
 )
-
-// etcConflicts returns the paths in /etc that differ between a deployment and
-// its image, and between that and the new image too. It is only told, so that a
-// failure is logged.
-func (s *composefsStore) etcConflicts(ctx context.Context, before *imageroot.Deployment, root string) []string {
-	if before == nil {
-		return nil
-	}
-	changes, err := s.sysroot.EtcChanges(ctx, before, root)
-	if err != nil {
-		s.cfg.Log.Warn("conflicts in /etc are not known", "error", err)
-	}
-	return conflicts(changes)
-}
 
 // kargsAsRunning returns the arguments of a staged deployment as they would be
 // on the image of the running one.

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/ocibridge"
 )
@@ -28,9 +29,9 @@ type deployment struct {
 	update   *imageInfo // newer image that a check found, or nil
 	kargs    []string
 
-	// etcConflicts are the paths in /etc that both the host and the image
-	// changed; known only of what Deploy returns.
-	etcConflicts []string
+	// etcChanges are what the merge of /etc found; known only of what Deploy
+	// returns.
+	etcChanges []etcmerge.Change
 }
 
 // origin is what was asked for.

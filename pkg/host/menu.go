@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
 	"github.com/kedge-os/kedge/pkg/boot/stamp"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -86,15 +85,4 @@ func (m *menu[D]) FinalizeFailure() string {
 		return ""
 	}
 	return fmt.Sprintf("%s: %s", f.Time.UTC().Format(time.DateTime), f.Message)
-}
-
-// conflicts returns the paths that differ between a host and its image, and
-// between that and the new image too.
-func conflicts(changes []etcmerge.Change) (paths []string) {
-	for _, c := range changes {
-		if c.Conflict() {
-			paths = append(paths, "/etc/"+c.Path)
-		}
-	}
-	return paths
 }

@@ -217,9 +217,7 @@ func (h *Host) deploy(ctx context.Context, verb string, before deployments, r de
 	}
 	h.changed(ctx, verb, before, d)
 	res := result(verb, d)
-	if len(d.etcConflicts) > 0 {
-		res.Warnings = append(res.Warnings, "changed on this host and in the image too, the host's version stays: "+someOf(d.etcConflicts))
-	}
+	res.Etc = conflictsOf(etcChanges(d.etcChanges))
 	return res, nil
 }
 

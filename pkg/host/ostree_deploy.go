@@ -44,7 +44,7 @@ func (s *ostreeStore) Deploy(ctx context.Context, r deployRequest) (d *deploymen
 		if err != nil {
 			return nil, err
 		}
-		return s.reload(ctx, staged, req.Merge)
+		return s.reload(staged)
 	}
 	fresh, err := s.sysroot.Deploy(ctx, req)
 	if err != nil {
@@ -54,27 +54,7 @@ func (s *ostreeStore) Deploy(ctx context.Context, r deployRequest) (d *deploymen
 	if err := s.sysroot.Write(ctx, list); err != nil {
 		return nil, err
 	}
-	return s.reload(ctx, fresh, req.Merge)
-}
-
-// etcConflicts returns the paths that differ between the /etc of the
-// deployment before and its defaults, and between these and the new ones too.
-// It is only told, so that a failure is logged.
-func (s *ostreeStore) etcConflicts(ctx context.Context, before, fresh *boot.Deployment) []string {
-	if before == nil {
-		return nil
-	}
-	image, err := s.Root().OpenRoot(fresh.Dir())
-	if err != nil {
-		s.cfg.Log.Warn("conflicts in /etc are not known", "error", err)
-		return nil
-	}
-	defer image.Close()
-	changes, err := s.sysroot.EtcChanges(context.WithoutCancel(ctx), before, image)
-	if err != nil {
-		s.cfg.Log.Warn("conflicts in /etc are not known", "error", err)
-	}
-	return conflicts(changes)
+	return s.reload(fresh)
 }
 
 // kargsAsRunning returns the arguments of a staged deployment as they would be
@@ -90,7 +70,7 @@ func (s *ostreeStore) kargsAsRunning(staged, running *boot.Deployment) (karg.Arg
 }
 
 // reload finds a deployment that was just made in the list on disk.
-func (s *ostreeStore) reload(ctx context.Context, fresh, before *boot.Deployment) (*deployment, error) {
+func (s *ostreeStore) reload(fresh *boot.Deployment) (*deployment, error) {
 	list, err := s.Deployments()
 	if err != nil {
 		return nil, err
@@ -101,7 +81,7 @@ func (s *ostreeStore) reload(ctx context.Context, fresh, before *boot.Deployment
 	if d == nil {
 		return nil, fault.New(fault.Internal, "", "the new deployment %s is not in the list", fresh.Name())
 	}
-	d.etcConflicts = s.etcConflicts(ctx, before, fresh)
+	d.etcChanges = s.sysroot.EtcChanges()
 	return d, nil
 }
 

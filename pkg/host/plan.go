@@ -103,8 +103,13 @@ func (h *Host) planMissing(ctx context.Context, p *v1.Plan, list deployments, sr
 	if root := h.storedRoot(list, p.Target.ImageDigest); root != "" {
 		has = func(path string) (bool, error) { return h.store.Exists(root, path) }
 		h.planPackages(ctx, p, list.followed(), func() (*pkgdb.Database, error) { return h.packageDB(ctx, root) })
+		image, err := h.imageFiles(ctx, root)
+		if err != nil {
+			return err
+		}
+		h.planEtc(ctx, p, list, image)
 	} else if inspect {
-		look := newDatabaseStore()
+		look := newPlanStore()
 		defer look.close()
 		img, err := src.Import(ctx, look)
 		if err != nil {
@@ -112,8 +117,9 @@ func (h *Host) planMissing(ctx context.Context, p *v1.Plan, list deployments, sr
 		}
 		h.planPackages(ctx, p, list.followed(), func() (*pkgdb.Database, error) { return pkgdb.Read(treeFS{img.Tree, look.open}) })
 		has = func(path string) (bool, error) { return img.Tree.Resolve(path) != nil, nil }
+		h.planEtc(ctx, p, list, look.image(ctx, img.Tree))
 	} else {
-		p.Warnings = append(p.Warnings, "what the image lacks and which packages change is known only when it has been read (--inspect reads it now and keeps nothing)")
+		p.Warnings = append(p.Warnings, "what the image lacks, which packages change and what becomes of local changes in /etc is known only when it has been read (--inspect reads it now and keeps nothing)")
 		return nil
 	}
 	missing, err := h.missing(list, has)

@@ -40,6 +40,7 @@ type store interface {
 	// Warnings are what status says of the deployments together.
 	Warnings(list deployments) []string
 	Close()
+	etcStore
 
 	// Lock excludes every other writer, other programs too, until Unlock, and
 	// clears up after one that died.

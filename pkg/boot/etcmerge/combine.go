@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge/lines"
+	"github.com/kedge-os/kedge/pkg/boot/source"
 )
 
 // combine decides a file that all three have, and that is changed on the
@@ -97,4 +98,31 @@ func (p *planner) mergeLines(e entry, kind Kind, attrsLocal bool) (*node, error)
 		n.merged = merged
 	}
 	return n, nil
+}
+
+// Lines returns the entries in which a file of lines was changed locally; none
+// for other files, and where an entry is not understood.
+func Lines(base, local source.Dir, c Change) ([]lines.Line, error) {
+	format := lines.For(c.Path)
+	if format == nil || c.Kind != Modified && c.Kind != Added {
+		return nil, nil
+	}
+	var texts [2][]byte
+	for i, d := range []source.Dir{base, local} {
+		st, err := lstat(d, c.Path)
+		if err == nil && isRegular(st) {
+			texts[i], err = readFile(d, c.Path, lines.MaxSize)
+		}
+		if errors.Is(err, errTooLarge) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	diff, err := format.Diff(texts[0], texts[1])
+	if err != nil {
+		return nil, nil //nolint:nilerr // such a file is compared as a whole
+	}
+	return diff, nil
 }

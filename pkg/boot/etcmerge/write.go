@@ -35,6 +35,9 @@ type WriteOptions struct {
 	// a file system that cannot do that LateBytes of them are copied, and more
 	// are refused.
 	Since time.Time
+	// Whiteouts hides what the image has and the new /etc has not: the directory
+	// is the upper layer of an overlay on the image's /etc.
+	Whiteouts bool
 }
 
 const (
@@ -100,12 +103,14 @@ func (w *writer) dir(path string, dst *dirfd.Dir, local, image source.Dir, n *no
 		return err
 	}
 	for _, name := range have {
-		if _, keep := slices.BinarySearchFunc(n.children, name, func(c *node, s string) int { return strings.Compare(c.name, s) }); !keep {
-			if err := dst.Remove(name); err != nil {
+		if !n.has(name) {
+			if err := w.remove(dst, image, name); err != nil {
 				return err
 			}
-			w.stats.Removed++
 		}
+	}
+	if err := w.hide(dst, image, n, have); err != nil {
+		return err
 	}
 	for _, c := range n.children {
 		if err := w.ctx.Err(); err != nil {
@@ -116,6 +121,57 @@ func (w *writer) dir(path string, dst *dirfd.Dir, local, image source.Dir, n *no
 		}
 	}
 	return w.attributes(path, dst, ".", local, image, ".", n)
+}
+
+func (n *node) has(name string) bool {
+	_, found := slices.BinarySearchFunc(n.children, name, func(c *node, s string) int { return strings.Compare(c.name, s) })
+	return found
+}
+
+// remove takes an entry away that the new /etc does not have, unless it is what
+// hides the image's.
+func (w *writer) remove(dst *dirfd.Dir, image source.Dir, name string) error {
+	if w.o.Whiteouts {
+		st, err := dst.Lstat(name)
+		if err != nil {
+			return err
+		}
+		if theirs, err := lstat(image, name); err != nil || theirs != nil && source.IsWhiteout(st) {
+			return err
+		}
+	}
+	w.stats.Removed++
+	return dst.Remove(name)
+}
+
+// hide hides what the image has in a directory and the new /etc has not. have is
+// what dst had.
+func (w *writer) hide(dst *dirfd.Dir, image source.Dir, n *node, have []string) error {
+	if !w.o.Whiteouts || image == nil {
+		return nil
+	}
+	names, err := image.Names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if n.has(name) {
+			continue
+		}
+		if _, there := slices.BinarySearch(have, name); there {
+			if st, err := lstat(source.Disk(dst), name); err != nil || st != nil && source.IsWhiteout(st) {
+				if err != nil {
+					return err
+				}
+				continue
+			}
+		}
+		if err := dst.Whiteout(name); err != nil {
+			return err
+		}
+		w.stats.Others++
+	}
+	return nil
 }
 
 // child writes one entry; local and image are the directories that hold it on

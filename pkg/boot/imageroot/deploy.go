@@ -179,6 +179,7 @@ func (s *Sysroot) inUse(d *Deployment) bool {
 // one that is in use.
 func (s *Sysroot) makeState(ctx context.Context, images *images, d, merge *Deployment) error {
 	staged := s.Staged()
+	s.merged = nil
 	d.pending = s.inUse(d)
 	if !d.sameState(staged) {
 		if err := s.removeState(d); err != nil {

@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"slices"
+
+	"github.com/BurntSushi/toml"
 
 	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
@@ -27,10 +28,11 @@ func (s *Sysroot) mergeEtc(ctx context.Context, images *images, d, merge *Deploy
 	if err != nil {
 		return nil, stats, err
 	}
-	dst, err := dirfd.Open(s.root, d.etcDir())
+	dst, overlaid, err := s.openNewEtc(images, d)
 	if err != nil {
 		return nil, stats, err
 	}
+	o.Whiteouts = overlaid
 	defer dst.Close()
 	base, local, done, err := s.etcOf(images, merge)
 	if err != nil {
@@ -44,6 +46,7 @@ func (s *Sysroot) mergeEtc(ctx context.Context, images *images, d, merge *Deploy
 	if changes, stats, err = etcmerge.Apply(ctx, etcmerge.Sides{Base: base, Local: local, Image: image, Policy: policy}, dst, o, s.log); err != nil {
 		return nil, stats, err
 	}
+	s.merged = changes
 	return changes, stats, dst.Remove(updatedStamp)
 }
 
@@ -81,38 +84,86 @@ func (s *Sysroot) etcOf(images *images, d *Deployment) (base, local source.Dir, 
 	if base, err = images.etc(d); err != nil {
 		return nil, nil, nil, err
 	}
-	if local, err = openDisk(s.root, d.etcDir()); err != nil {
+	if local, err = s.openEtc(images, d); err != nil {
 		return nil, nil, nil, err
 	}
 	return base, local, func() { _, _ = base.Close(), local.Close() }, nil
 }
 
-// EtcChanges returns the local changes to a deployment's /etc, and what the
-// image with that digest did to the same paths; with "", its own image stands
-// for it. It writes nothing.
-func (s *Sysroot) EtcChanges(ctx context.Context, d *Deployment, digest string) ([]etcmerge.Change, error) {
-	images := s.newImages(ctx)
-	base, local, done, err := s.etcOf(images, d)
-	if err != nil {
-		return nil, fmt.Errorf("compare /etc: %w", err)
-	}
-	defer done()
-	fresh := base
-	var policy etcmerge.Policy
-	if digest != "" {
-		if policy, err = images.policy(digest, local); err != nil {
-			return nil, fmt.Errorf("compare /etc: %w", err)
-		}
-		if fresh, err = images.etc(&Deployment{Digest: digest}); err != nil {
-			return nil, fmt.Errorf("compare /etc: %w", err)
-		}
-	}
-	m, err := etcmerge.Plan(ctx, etcmerge.Sides{Base: base, Local: local, Image: fresh, Policy: policy})
-	if err != nil {
-		return nil, fmt.Errorf("compare /etc: %w", err)
-	}
-	return slices.DeleteFunc(m.Changes, func(c etcmerge.Change) bool { return c.Path == updatedStamp }), nil
+// OpenEtc opens the /etc of a deployment as its root shows it.
+func (s *Sysroot) OpenEtc(ctx context.Context, d *Deployment) (source.Dir, error) {
+	return s.openEtc(s.newImages(ctx), d)
 }
+
+func (s *Sysroot) openEtc(images *images, d *Deployment) (source.Dir, error) {
+	if overlaid, err := images.etcOverlaid(d.Digest); err != nil || !overlaid {
+		if err != nil {
+			return nil, err
+		}
+		return openDisk(s.root, d.etcDir())
+	}
+	lower, err := images.etc(d)
+	if err != nil {
+		return nil, err
+	}
+	upper, err := openDisk(s.root, path.Join(d.etcDir(), upperDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return lower, nil // it was never booted
+	}
+	if err != nil {
+		return nil, err
+	}
+	return source.Over(upper, lower), nil
+}
+
+// upperDir is in the etc of a deployment whose /etc is an overlay of the image's.
+const upperDir = "upper"
+
+// configPath is where an image says how its initramfs mounts /etc.
+const configPath = "usr/lib/composefs/setup-root-conf.toml"
+
+// etcOverlaid reports whether an image's /etc is mounted as an overlay that
+// keeps changes. What is not understood is for the initramfs to refuse.
+func (i *images) etcOverlaid(digest string) (bool, error) {
+	image, err := i.get(digest)
+	if err != nil || image.Lookup(configPath) == nil {
+		return false, err
+	}
+	text, err := image.ReadFile(configPath)
+	if err != nil {
+		return false, err
+	}
+	var c struct {
+		Etc struct {
+			Mount string `toml:"mount"`
+		} `toml:"etc"`
+	}
+	if _, err := toml.Decode(string(text), &c); err != nil {
+		return false, nil //nolint:nilerr // see above
+	}
+	return c.Etc.Mount == "overlay", nil
+}
+
+// openNewEtc opens the directory that a deployment's /etc is written to, and
+// says whether what it lacks has to be hidden.
+func (s *Sysroot) openNewEtc(images *images, d *Deployment) (dst *dirfd.Dir, overlaid bool, err error) {
+	name := d.etcDir()
+	if overlaid, err = images.etcOverlaid(d.Digest); err != nil {
+		return nil, false, err
+	}
+	if overlaid {
+		name = path.Join(name, upperDir)
+		if err := s.root.MkdirAll(name, 0o755); err != nil {
+			return nil, false, err
+		}
+	}
+	dst, err = dirfd.Open(s.root, name)
+	return dst, overlaid, err
+}
+
+// EtcChanges returns what the last Deploy, Stage or Finalize found changed in
+// /etc, and what it did about it.
+func (s *Sysroot) EtcChanges() []etcmerge.Change { return s.merged }
 
 // updatedStamp is what systemd leaves in /etc when what runs once after an
 // update has run (ConditionNeedsUpdate=).

@@ -225,10 +225,9 @@ func TestEtcChanges(t *testing.T) {
 	w.write(d.Dir()+"/etc/conf", "mine")
 	w.write(d.Dir()+"/etc/new", "1")
 	must(t, os.RemoveAll(filepath.Join(w.dir, d.Dir(), "etc/app")))
-	changes, err := s.EtcChanges(context.Background(), d, w.image(osTree("k2").with(files{"etc/conf": "theirs"})))
-	must(t, err)
+	w.deploy(s, request(s, w.image(osTree("k2").with(files{"etc/conf": "theirs"}))))
 	var got []string
-	for _, c := range changes {
+	for _, c := range s.EtcChanges() {
 		got = append(got, c.Path+" "+c.Kind.String()+" "+c.Image.String())
 	}
 	if want := []string{"app removed unchanged", "conf modified changed", "new added unchanged"}; !slices.Equal(got, want) {

@@ -262,7 +262,7 @@ func (d *treeDir) Xattrs(name string) ([]dirfd.Xattr, error) {
 	}
 	var list []dirfd.Xattr
 	for _, x := range n.Xattrs.All() {
-		if strings.HasPrefix(x.Name, "trusted.overlay.") {
+		if strings.HasPrefix(x.Name, overlayPrefix) {
 			continue
 		}
 		value := x.Value

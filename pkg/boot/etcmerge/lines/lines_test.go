@@ -1,6 +1,7 @@
 package lines
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -149,5 +150,19 @@ func TestMerge(t *testing.T) {
 				t.Errorf("conflicts = %v, want %q", conflicts, c.conflicts)
 			}
 		})
+	}
+}
+
+func TestDiff(t *testing.T) {
+	got, err := For("passwd").Diff([]byte(text(root, svc)), []byte(text("root:x:0:0:root:/root:/bin/zsh", ann)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Line{{"root", "modified"}, {"ann", "added"}, {"svc", "removed"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("diff = %v, want %v", got, want)
+	}
+	if _, err := For("passwd").Diff(nil, []byte("+::::::\n")); err == nil {
+		t.Error("lines of NIS were compared")
 	}
 }
