@@ -4,9 +4,10 @@ import "time"
 
 // AutoRollback says whether a host that fails comes back by itself.
 type AutoRollback struct {
-	// State is supported or unsupported.
+	// State is supported, unsupported, or unknown: a sysroot that is not booted
+	// does not tell.
 	State string `json:"state"`
-	// Reason says why it is unsupported.
+	// Reason says why it is not supported.
 	Reason string `json:"reason,omitempty"`
 }
 
@@ -14,6 +15,7 @@ type AutoRollback struct {
 const (
 	RollbackSupported   = "supported"
 	RollbackUnsupported = "unsupported"
+	RollbackUnknown     = "unknown"
 )
 
 // Identity is what a root is made of, as far as it decides whether it boots.
@@ -54,6 +56,12 @@ type Health struct {
 	Checks []HealthCheck `json:"checks,omitempty"`
 	// Warnings are what is wrong with the checks' configuration.
 	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Tries are how often a boot loader has tried a boot entry and will still try it.
+type Tries struct {
+	Left uint64 `json:"left"`
+	Done uint64 `json:"done"`
 }
 
 // The outcomes of HealthCheck.
@@ -130,8 +138,9 @@ type RollbackRecord struct {
 
 // HealthStatus is the answer of `health status`.
 type HealthStatus struct {
-	// Booted is how this boot went; null before that is known.
-	Booted       *Health         `json:"booted"`
+	// Current is how the last judged boot of what runs went, or on a sysroot that
+	// is not booted, of the default; null before there was one.
+	Current      *Health         `json:"current"`
 	AutoRollback AutoRollback    `json:"autoRollback"`
 	LastRollback *RollbackRecord `json:"lastRollback"`
 	Quarantine   []Quarantined   `json:"quarantine"`

@@ -12,6 +12,12 @@ type KedgeStatus struct {
 	// FinalizeFailure is why the staged deployment of the boot before was not
 	// put in place; left out where nothing failed.
 	FinalizeFailure string `json:"finalizeFailure,omitempty"`
+	// AutoRollback says whether a root that fails gives way by itself.
+	AutoRollback *AutoRollback `json:"autoRollback,omitempty"`
+	// LastRollback is the last time that the host went back.
+	LastRollback *RollbackRecord `json:"lastRollback,omitempty"`
+	// Quarantine is what is held back from upgrade and switch.
+	Quarantine []Quarantined `json:"quarantine,omitempty"`
 	// Warnings are things to know that are no errors.
 	Warnings []string `json:"warnings,omitempty"`
 }
@@ -35,6 +41,13 @@ type KedgeEntry struct {
 	Origin   string    `json:"origin,omitempty"`
 	Kargs    []string  `json:"kargs"`
 	Packages *Packages `json:"packages,omitempty"`
+	// Health is how the last boot of this root that was judged went; left out
+	// before there was one.
+	Health *Health `json:"health,omitempty"`
+	// Tries are left out where the boot entry is not counted.
+	Tries *Tries `json:"tries,omitempty"`
+	// Held is why upgrade and switch do not stage this root again.
+	Held string `json:"held,omitempty"`
 }
 
 // Packages are the client-side package changes of a deployment, as recorded.

@@ -13,8 +13,8 @@ import (
 func cmdHistory(e *env) *cli.Command {
 	return &cli.Command{
 		Name:        "history",
-		Usage:       "show every change of the deployments, newest first",
-		Description: "Read from /ostree/kedge/history of the sysroot, which each change adds a line to.",
+		Usage:       "show every change of the deployments and every boot, newest first",
+		Description: "Read from the sysroot's own record, which each change adds a line to, and each boot with\nits result.",
 		UsageText:   "kedge history --json",
 		Action: func(c *cli.Context) error {
 			if err := noOperands(c); err != nil {
@@ -42,8 +42,11 @@ func runHistory(ctx context.Context, e *env) error {
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	for _, h := range entries {
 		digest := strings.TrimPrefix(h.Digest, "sha256:")
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", h.Time.UTC().Format(time.DateTime), h.Verb, h.Result,
-			oneLine(h.Image), oneLine(h.Version), digest[:min(12, len(digest))])
+		line := []string{h.Time.UTC().Format(time.DateTime), h.Verb, h.Result, oneLine(h.Image), oneLine(h.Version), digest[:min(12, len(digest))]}
+		if h.Detail != "" {
+			line = append(line, oneLine(h.Detail))
+		}
+		fmt.Fprintln(w, strings.Join(line, "\t"))
 	}
 	_ = w.Flush() // a strings.Builder takes everything
 	return e.write([]byte(b.String()))

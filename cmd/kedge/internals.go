@@ -17,8 +17,19 @@ func cmdInternals(e *env) *cli.Command {
 		Subcommands: []*cli.Command{
 			internal(e, "finalize-staged", "put the staged deployment in place, at shutdown", (*host.Host).Finalize),
 			internal(e, "boot-complete", "say what became of the last finalisation, after boot", (*host.Host).BootComplete),
+			internalCheckHealth(e),
+			internal(e, "judge-boot", "record what came of the checks; fails where the boot did", (*host.Host).JudgeBoot),
+			internal(e, "boot-failed", "reboot after a failed boot, where that leads somewhere else", (*host.Host).BootFailed),
 			internal(e, "publish", "write /run/kedge/status.json for users that cannot read the sysroot", (*host.Host).Publish),
 		},
+	}
+}
+
+// internalCheckHealth opens no sysroot and makes no mounts.
+func internalCheckHealth(e *env) *cli.Command {
+	return &cli.Command{
+		Name: "check-health", Usage: "run the checks, after boot",
+		Action: withoutOperands(func(c *cli.Context) error { return host.CheckHealth(c.Context, e.config()) }),
 	}
 }
 

@@ -29,8 +29,8 @@ func cmdSelfUnits(e *env) *cli.Command {
 	return &cli.Command{
 		Name:  "units",
 		Usage: "write kedge's units into an image that is being built",
-		Description: "For a Containerfile: writes the units that finalise a staged deployment at shutdown and\n" +
-			"report after the boot. Enable them with systemctl enable.",
+		Description: "For a Containerfile: writes the units that finalise a staged deployment at shutdown,\n" +
+			"report after the boot and check its health. Enable them with systemctl enable.",
 		UsageText: "kedge self units --directory /usr/lib/systemd/system",
 		Flags:     opts.AddFlags(),
 		Action: func(c *cli.Context) error {

@@ -20,6 +20,12 @@ func statusText(e *env, h *v1.Host) string {
 			fmt.Fprintf(&b, "%s the staged deployment was not put in place at the last shutdown: %s\n",
 				e.paint(bold+red, "failed:"), oneLine(s.Kedge.FinalizeFailure))
 		}
+		if s.Kedge.LastRollback != nil {
+			b.WriteString(rollbackText(s.Kedge.LastRollback))
+		}
+		if a := s.Kedge.AutoRollback; a != nil && a.State == v1.RollbackUnsupported {
+			b.WriteString(autoRollbackText(a))
+		}
 		for _, w := range s.Kedge.Warnings {
 			fmt.Fprintf(&b, "%s %s\n", e.paint(bold+yellow, "warning:"), oneLine(w))
 		}
@@ -157,6 +163,15 @@ func writeEntry(b *strings.Builder, e *env, r row) {
 		line("packages", "%s", packagesText(p))
 	}
 	line("kargs", "%s", strings.Join(k.Kargs, " "))
+	if k.Health != nil {
+		line("health", "%s", healthText(k.Health))
+	}
+	if k.Tries != nil {
+		line("tries", "%d left, %d done", k.Tries.Left, k.Tries.Done)
+	}
+	if k.Held != "" {
+		line("held", "%s", k.Held)
+	}
 	var notes []string
 	if k.Next {
 		notes = append(notes, "next boot")

@@ -49,6 +49,17 @@ func TestStatusText(t *testing.T) {
 				Warnings: []string{"boot entry ostree-3.conf: it has no ostree= argument"},
 			}
 		},
+		"rolled-back": func(h *v1.Host) {
+			h.Status.Booted = entry("41.0", "0", 0, true)
+			h.Status.Booted.Kedge.Health = &v1.Health{State: v1.HealthGood, Time: judged, Passed: 4}
+			h.Status.Rollback = entry("41.1", "1", 1, false)
+			h.Status.Rollback.Kedge.Health, h.Status.Rollback.Kedge.Held = failedBoot(), v1.HeldCheck
+			h.Status.Rollback.Kedge.Tries = &v1.Tries{Done: 3}
+			h.Status.Kedge = &v1.KedgeStatus{
+				Backend: "ostree", LastRollback: rolledBack(),
+				AutoRollback: &v1.AutoRollback{State: v1.RollbackUnsupported, Reason: "GRUB 2.12 does not count boots"},
+			}
+		},
 		"offline": func(h *v1.Host) {
 			h.Status.OtherDeployments = []v1.BootEntry{*entry("41.2", "2", 0, true), *entry("40.0", "3", 2, false)}
 			h.Status.OtherDeployments[1].Pinned = true

@@ -124,7 +124,7 @@ COPY kedge /usr/bin/kedge
 COPY lab.conf /etc/containers/registries.conf.d/lab.conf
 RUN chmod 755 /usr/bin/kedge && \
     kedge self units && \
-    systemctl enable kedge-finalize-staged.service kedge-boot-complete.service && \
+    systemctl enable kedge-finalize-staged.service kedge-boot-complete.service kedge-health.service && \
     echo %s >/usr/share/marker && \
     mkdir -p /usr/lib/bootc/kargs.d && \
     echo 'kargs = ["lab.image=%s"]' >/usr/lib/bootc/kargs.d/10-lab.toml

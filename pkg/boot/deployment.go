@@ -70,6 +70,10 @@ func (d *Deployment) Kargs() karg.Args {
 	return karg.Parse(options).Without("ostree")
 }
 
+// Counter returns how often a boot loader has tried the deployment and will
+// still try it; nil where its entry is not counted.
+func (d *Deployment) Counter() *bls.Counter { return bls.CounterOf(d.entryFile) }
+
 // Title returns the boot menu's title, "" for a staged deployment.
 func (d *Deployment) Title() string {
 	t, _ := d.Entry.Get("title")

@@ -15,6 +15,7 @@ import (
 	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/pkg/boot"
 	"github.com/kedge-os/kedge/pkg/boot/imageroot"
+	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/composefs"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
@@ -192,6 +193,7 @@ func (s *composefsStore) Deployments() (deployments, error) {
 			id: b.Name(), index: b.Index, root: b.Digest, stateroot: defaultStateroot, serial: b.Serial,
 			booted: b.Booted, staged: b.Staged, foreign: b.Staged && !b.Ours, pinned: b.Pinned(),
 			downloadOnly: b.Held, origin: parseOrigin(b.Origin), kargs: b.Kargs(), manifest: b.ManifestDigest(),
+			counter: b.Counter(),
 		}
 		var err error
 		if d.image, err = s.image(d.manifest); err != nil {
@@ -229,6 +231,15 @@ func (s *composefsStore) Describe(d *deployment, e *v1.BootEntry) {
 	if digest := b.BootDigest(); digest != "" {
 		e.Composefs.BootDigest = &digest
 	}
+}
+
+// ImageKargs implements store.
+func (s *composefsStore) ImageKargs(ctx context.Context, d *deployment) (karg.Args, error) {
+	b, err := s.native(d)
+	if err != nil {
+		return nil, err
+	}
+	return s.sysroot.ImageKargs(ctx, b)
 }
 
 var bootTypes = map[imageroot.BootType]string{imageroot.TypeBLS: "Bls", imageroot.TypeUKI: "Uki"}

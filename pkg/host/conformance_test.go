@@ -335,7 +335,7 @@ func bootedLife() []step {
 // TestConformance takes the same steps on both backends. What they print has to
 // be the same but for what is the backend's by nature.
 func TestConformance(t *testing.T) {
-	for name, steps := range map[string]func() []step{"offline": life, "booted": bootedLife} {
+	for name, steps := range map[string]func() []step{"offline": life, "booted": bootedLife, "health": healthLife} {
 		t.Run(name, func(t *testing.T) {
 			var all [][]string
 			for _, b := range backends {
@@ -386,6 +386,7 @@ type normaliser struct {
 // native are the fields that only one backend has, or that are its own sizes.
 var native = []string{
 	"repaired", "ostree", "composefs", "store", "backend", "generation", "free", "needed", "objects", "bytes", "time",
+	"milliseconds",
 }
 
 // sharedForm is what the composefs backend warns of.

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/ocibridge"
@@ -28,6 +29,8 @@ type deployment struct {
 	image    *imageInfo // nil: none, or it cannot be read
 	update   *imageInfo // newer image that a check found, or nil
 	kargs    []string
+	// counter is how often a boot loader tried it and will; nil: not counted.
+	counter *bls.Counter
 
 	// etcChanges are what the merge of /etc found; known only of what Deploy
 	// returns.

@@ -58,9 +58,9 @@ func TestDiffPackages(t *testing.T) {
 		check("deployments", got, err)
 		got, err = h.DiffPackages(ctx, "", "")
 		check("what is named by nothing", got, err)
-		// A rollback: the newer image is here, and not what the next boot takes.
+		// The newer image is here, and not what the next boot takes.
 		h.Close()
-		w.do(func(h *Host) (*v1.Result, error) { return h.Rollback(ctx) })
+		w.do(func(h *Host) (*v1.Result, error) { return h.Deploy(ctx, "1") })
 		h = w.open()
 		r, err = h.CheckUpgrade(ctx, "")
 		must(t, err)

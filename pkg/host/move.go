@@ -34,7 +34,7 @@ func (h *Host) Switch(ctx context.Context, o SwitchOptions) (*v1.Result, error) 
 	if err != nil {
 		return nil, wrap("switch", err)
 	}
-	r, err := h.move(ctx, move{verb: "switch", fetch: ref, follow: ref, hold: o.DownloadOnly, retain: o.Retain, allowMissingVerity: o.AllowMissingVerity})
+	r, err := h.move(ctx, move{verb: "switch", fetch: ref, follow: ref, named: true, hold: o.DownloadOnly, retain: o.Retain, allowMissingVerity: o.AllowMissingVerity})
 	return r, wrap("switch", err)
 }
 
@@ -57,7 +57,7 @@ func (h *Host) Upgrade(ctx context.Context, o UpgradeOptions) (*v1.Result, error
 	if err != nil {
 		return nil, wrap("upgrade", err)
 	}
-	r, err := h.move(ctx, move{verb: "upgrade", fetch: ref, follow: ref, hold: o.DownloadOnly, allowMissingVerity: o.AllowMissingVerity})
+	r, err := h.move(ctx, move{verb: "upgrade", fetch: ref, follow: ref, named: o.Tag != "", hold: o.DownloadOnly, allowMissingVerity: o.AllowMissingVerity})
 	return r, wrap("upgrade", err)
 }
 
@@ -91,6 +91,9 @@ func (h *Host) CheckUpgrade(ctx context.Context, tag string) (*v1.Result, error)
 			h.cfg.Log.Warn("the update was not noted for status", "error", err)
 		}
 		h.publish(ctx)
+	}
+	if err := h.checkHeld(ctx, "upgrade", tag != "", target, info.digest); err != nil {
+		return nil, wrap("upgrade", err)
 	}
 	return r, nil
 }
@@ -135,6 +138,7 @@ type move struct {
 	follow ocibridge.Reference // what the origin records
 	hold   bool
 	retain bool
+	named  bool // the image or its tag was given
 
 	allowMissingVerity bool
 }
@@ -166,6 +170,9 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 	}
 	if isAt(base, m.follow, info.digest) && base.downloadOnly == m.hold && !m.retain {
 		return h.alreadyAt(ctx, m.verb, list, base)
+	}
+	if err := h.checkHeld(ctx, m.verb, m.named, base, info.digest); err != nil {
+		return nil, err
 	}
 	if err := h.store.CheckVerity(base, m.allowMissingVerity); err != nil {
 		return nil, err
@@ -230,7 +237,7 @@ func someOf(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// changed does what follows a commit point: history, clean-up, published
+// changed does what follows a commit point: history, holds, clean-up, published
 // status. Nothing of it can fail the operation, and Ctrl-C stops none of it.
 func (h *Host) changed(ctx context.Context, verb string, before deployments, d *deployment) {
 	ctx = context.WithoutCancel(ctx)
@@ -239,6 +246,7 @@ func (h *Host) changed(ctx context.Context, verb string, before deployments, d *
 		entry.Previous = prev.id
 	}
 	h.record(entry)
+	h.chosen(ctx, verb, before, d)
 	if _, err := h.store.Sweep(ctx); err != nil {
 		h.cfg.Log.Warn("left-overs were not removed; kedge cleanup does it", "error", err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot"
+	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/ostree"
 	"github.com/kedge-os/kedge/pkg/ostree/object"
 	"github.com/kedge-os/kedge/pkg/selinux"
@@ -155,7 +156,7 @@ func (s *ostreeStore) Deployments() (deployments, error) {
 		d := &deployment{
 			id: b.Stateroot + "/" + b.Name(), index: b.Index, root: b.Checksum, stateroot: b.Stateroot, serial: b.Serial,
 			booted: b.Booted, staged: b.Staged, foreign: b.Staged && !b.Ours, pinned: b.Pinned(),
-			downloadOnly: b.Held, origin: parseOrigin(b.Origin), kargs: b.Kargs(),
+			downloadOnly: b.Held, origin: parseOrigin(b.Origin), kargs: b.Kargs(), counter: b.Counter(),
 		}
 		var err error
 		if d.image, err = s.image(b.Checksum); err != nil {
@@ -219,6 +220,15 @@ func (s *ostreeStore) image(commit string) (*imageInfo, error) {
 		return nil, err
 	}
 	return parseImage(c.ManifestDigest, c.Manifest, c.Config)
+}
+
+// ImageKargs implements store.
+func (s *ostreeStore) ImageKargs(_ context.Context, d *deployment) (karg.Args, error) {
+	b, err := s.native(d)
+	if err != nil {
+		return nil, err
+	}
+	return s.sysroot.ImageKargs(b)
 }
 
 // speculative returns the policy that will probably label the next root.

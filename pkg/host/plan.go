@@ -65,6 +65,9 @@ func (h *Host) plan(ctx context.Context, o PlanOptions) (*v1.Plan, error) {
 		p.Problems = append(p.Problems, err.Error())
 	}
 	if p.Changed {
+		if err := h.checkHeld(ctx, p.Operation, o.Image != "" || o.Tag != "", list.followed(), info.digest); err != nil {
+			p.Problems = append(p.Problems, err.Error())
+		}
 		p.Space = append(p.Space, h.space(list, info)...)
 	}
 	for _, s := range p.Space {

@@ -49,8 +49,8 @@ func (h *Host) Finalize(ctx context.Context) error {
 }
 
 // BootComplete is what kedge's unit runs after boot: it says in the journal why
-// the last finalisation failed, removes what it left to do, and publishes the
-// status.
+// the last finalisation failed, settles what a boot loader gave up, removes what
+// is left to do, and publishes the status.
 func (h *Host) BootComplete(ctx context.Context) error {
 	if failure := h.store.FinalizeFailure(); failure != "" {
 		h.cfg.Log.Error("the staged deployment was not put in place at the last shutdown; this is the old one", "why", failure)
@@ -60,6 +60,13 @@ func (h *Host) BootComplete(ctx context.Context) error {
 		return wrap("complete the boot", err)
 	}
 	defer unlock()
+	list, err := h.store.Deployments()
+	if err != nil {
+		return wrap("complete the boot", err)
+	}
+	if err := h.settleFallback(ctx, list); err != nil {
+		h.cfg.Log.Error("the deployment that failed is still the default; kedge rollback changes that", "error", err)
+	}
 	if _, err := h.store.Sweep(ctx); err != nil {
 		h.cfg.Log.Warn("left-overs were not removed; kedge cleanup does it", "error", err)
 	}

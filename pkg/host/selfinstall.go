@@ -25,10 +25,7 @@ import (
 // Both survive switch, upgrade and rollback.
 const SelfProgram = "/var/lib/kedge/bin/kedge"
 
-const (
-	unitDir  = "etc/systemd/system"
-	wantsDir = unitDir + "/multi-user.target.wants"
-)
+const unitDir = "etc/systemd/system"
 
 // SelfInstall puts the running program and its units on a host whose image has
 // no kedge, and returns the paths. On a sysroot that is not booted it goes to
@@ -70,7 +67,7 @@ func (h *Host) selfInstall(ctx context.Context, version string) ([]string, error
 		if err != nil {
 			return nil, err
 		}
-		if err := root.MkdirAll(wantsDir, 0o755); err != nil {
+		if err := root.MkdirAll(unitDir, 0o755); err != nil {
 			return nil, err
 		}
 		if err := atomicfile.Write(root, path.Join(unitDir, name), []byte(text), 0o644); err != nil {
@@ -78,9 +75,12 @@ func (h *Host) selfInstall(ctx context.Context, version string) ([]string, error
 		}
 		paths = append(paths, "/"+path.Join(unitDir, name))
 	}
-	for _, name := range []string{units.Finalize, units.BootComplete} {
-		link := path.Join(wantsDir, name)
-		if err := root.Symlink("../"+name, link); err != nil && !errors.Is(err, fs.ErrExist) {
+	for _, name := range units.Enabled {
+		link := path.Join(unitDir, name)
+		if err := root.MkdirAll(path.Dir(link), 0o755); err != nil {
+			return nil, err
+		}
+		if err := root.Symlink("../"+path.Base(name), link); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("enable %s: %w", name, err)
 		}
 		paths = append(paths, "/"+link)

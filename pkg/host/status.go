@@ -25,8 +25,11 @@ func (h *Host) Status(context.Context) (*v1.Host, error) {
 	out := v1.NewHost()
 	s := &out.Status
 	next, booted, rollback := list.next(), list.booted(), list.rollback()
+	s.Kedge = &v1.KedgeStatus{Backend: h.store.Name(), Generation: h.backend.generation(h.cfg), FinalizeFailure: h.store.FinalizeFailure()}
+	records := h.describeHealth(s.Kedge)
 	for _, d := range list {
 		entry := h.entry(d, d == next)
+		entryHealth(records, d, entry.Kedge)
 		switch d {
 		case list.staged():
 			s.Staged = entry
@@ -53,7 +56,6 @@ func (h *Host) Status(context.Context) (*v1.Host, error) {
 		s.UsrOverlay = h.usrOverlay()
 		s.ReadOnly = h.readOnlyMedium()
 	}
-	s.Kedge = &v1.KedgeStatus{Backend: h.store.Name(), Generation: h.backend.generation(h.cfg), FinalizeFailure: h.store.FinalizeFailure()}
 	for _, problem := range h.store.Problems() {
 		s.Kedge.Warnings = append(s.Kedge.Warnings, problem.Error())
 	}

@@ -55,6 +55,8 @@ type store interface {
 	// OpenDeployment opens the directories in which /etc and /var of a
 	// deployment lie: the first holds etc, the second is /var.
 	OpenDeployment(d *deployment) (root, vardir *os.Root, err error)
+	// ImageKargs are the kernel arguments that a deployment's image brings itself.
+	ImageKargs(ctx context.Context, d *deployment) (karg.Args, error)
 	// NoteUpdate notes an image that is newer than that of a deployment.
 	NoteUpdate(ctx context.Context, d *deployment, i *imageInfo) error
 

@@ -189,9 +189,14 @@ func (w *world) boot() {
 	list, err := h.store.Deployments()
 	must(w.t, err)
 	h.Close()
+	w.bootFrom(list[0])
+}
+
+// bootFrom is boot of another line of the menu.
+func (w *world) bootFrom(d *deployment) {
+	w.t.Helper()
 	w.unmount()
 	must(w.t, os.RemoveAll(w.machine))
-	d := list[0]
 	for _, sub := range []string{"run", "proc/self"} {
 		must(w.t, os.MkdirAll(filepath.Join(w.machine, sub), 0o755))
 	}

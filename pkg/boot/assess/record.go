@@ -174,15 +174,16 @@ func Update(root *os.Root, dir string, change func(*Records) error) error {
 		return fmt.Errorf("lock the records of boots: %w", err)
 	}
 	r, err := Load(root, dir)
-	if fault.KindOf(err) == fault.Corrupt {
-		r, err = &Records{V: format}, nil
-	}
-	if err != nil {
+	var before []byte
+	switch {
+	case fault.KindOf(err) == fault.Corrupt:
+		r = &Records{V: format}
+	case err != nil:
 		return err
-	}
-	before, err := json.Marshal(r)
-	if err != nil {
-		return err
+	default:
+		if before, err = json.Marshal(r); err != nil {
+			return err
+		}
 	}
 	if err := change(r); err != nil {
 		return err

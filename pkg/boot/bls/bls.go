@@ -176,6 +176,12 @@ func ParseName(file string) (Name, bool) {
 	return Name{Base: base[:i], Counter: &c}, true
 }
 
+// CounterOf returns the counter in a file name of an entry; nil for none.
+func CounterOf(file string) *Counter {
+	name, _ := ParseName(file)
+	return name.Counter
+}
+
 // CompareVersions orders two version values as glibc's strverscmp does: runs
 // of digits count as numbers.
 func CompareVersions(a, b string) int {

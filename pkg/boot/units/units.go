@@ -1,6 +1,7 @@
 // Package units holds kedge's systemd units that belong to the boot: the one
 // that finalises a staged deployment at shutdown, the one that keeps /boot from
-// being unmounted before that, and the one that reports a failure after it.
+// being unmounted before that, the one that reports a failure after it, and
+// those that judge a boot and act on one that failed.
 package units
 
 import (
@@ -17,10 +18,21 @@ const (
 	Finalize     = "kedge-finalize-staged.service"
 	Hold         = "kedge-finalize-staged-hold.service"
 	BootComplete = "kedge-boot-complete.service"
+	Health       = "kedge-health.service"
+	HealthFailed = "kedge-health-failed.service"
 )
 
-// Names lists the units; Finalize and BootComplete are to be enabled.
-var Names = []string{Finalize, Hold, BootComplete}
+// Names lists the units.
+var Names = []string{Finalize, Hold, BootComplete, Health, HealthFailed}
+
+// Enabled are the links that enable the units, beneath the directory of units,
+// as their [Install] sections say it; each leads to the unit of its name.
+var Enabled = []string{
+	"multi-user.target.wants/" + Finalize,
+	"multi-user.target.wants/" + BootComplete,
+	"multi-user.target.wants/" + Health,
+	"boot-complete.target.requires/" + Health,
+}
 
 // DefaultProgram is where an image has kedge.
 const DefaultProgram = "/usr/bin/kedge"
