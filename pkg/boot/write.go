@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/kedge-os/kedge/pkg/boot/bls"
+	"github.com/kedge-os/kedge/pkg/boot/bootdir"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -35,8 +36,11 @@ import (
 //  5. the symlink boot/loader.tmp
 //  6. sync both file systems; freeze and thaw boot's, since firmware and GRUB
 //     read it without replaying its journal
-//  7. COMMIT: rename boot/loader.tmp to boot/loader
+//  7. COMMIT: exchange boot/loader.tmp and boot/loader. A rename would free the
+//     old link in the same breath, and a reader without the journal may see that
+//     the link is gone before it sees the new one
 //  8. freeze and thaw boot's file system again: the commit is durable
+//  9. remove boot/loader.tmp, which is the old link
 //
 // Where the machine's boot loader reads a mirror of /boot, it is brought up to
 // date before 3, its new kernels are written before 7, and its own commit point
@@ -258,11 +262,14 @@ func (s *Sysroot) swapEntries(ctx context.Context, list []*Deployment) error {
 	if err := s.syncBoot(); err != nil {
 		return err
 	}
-	if err := boot.Rename("loader.tmp", "loader"); err != nil {
+	if err := bootdir.Exchange(boot, ".", "loader.tmp", "loader"); err != nil {
 		return err
 	}
 	s.log.Info("deployments written", "boot", fmt.Sprintf("%d.%d", version, sub), "entries", "swapped", "count", len(list))
 	if err := s.syncBoot(); err != nil {
+		s.log.Warn("after the commit", "error", err)
+	}
+	if err := boot.Remove("loader.tmp"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Warn("after the commit", "error", err)
 	}
 	return nil

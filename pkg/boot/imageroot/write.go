@@ -2,7 +2,6 @@ package imageroot
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -151,7 +150,7 @@ func (s *Sysroot) swap(images *images, list []*Deployment) error {
 		}
 	}
 	if changed {
-		if err := s.exchangeEntries(); err != nil {
+		if err := bootdir.Exchange(s.boot, loaderDir, path.Base(nextDir), path.Base(entriesDir)); err != nil {
 			undo()
 			return err
 		}
@@ -169,30 +168,6 @@ func (s *Sysroot) swap(images *images, list []*Deployment) error {
 		}
 	}
 	if err := s.boot.RemoveAll(nextDir); err != nil {
-		s.log.Warn("after the commit", "error", err)
-	}
-	return nil
-}
-
-// exchangeEntries is the commit point.
-func (s *Sysroot) exchangeEntries() error {
-	loader, err := dirfd.Open(s.boot, loaderDir)
-	if err != nil {
-		return err
-	}
-	defer loader.Close()
-	next, entries := path.Base(nextDir), path.Base(entriesDir)
-	err = unix.Renameat2(loader.Fd(), next, loader.Fd(), entries, unix.RENAME_EXCHANGE)
-	if errors.Is(err, unix.ENOENT) {
-		err = unix.Renameat(loader.Fd(), next, loader.Fd(), entries)
-	}
-	if err != nil {
-		return &fs.PathError{Op: "exchange", Path: nextDir, Err: err}
-	}
-	if s.opts.NoSync {
-		return nil
-	}
-	if err := loader.Sync(); err != nil {
 		s.log.Warn("after the commit", "error", err)
 	}
 	return nil
