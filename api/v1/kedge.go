@@ -18,6 +18,8 @@ type KedgeStatus struct {
 	LastRollback *RollbackRecord `json:"lastRollback,omitempty"`
 	// Quarantine is what is held back from upgrade and switch.
 	Quarantine []Quarantined `json:"quarantine,omitempty"`
+	// Bootloader is what starts the host.
+	Bootloader *Bootloader `json:"bootloader,omitempty"`
 	// Warnings are things to know that are no errors.
 	Warnings []string `json:"warnings,omitempty"`
 }

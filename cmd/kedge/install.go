@@ -22,7 +22,7 @@ func (o *installOptions) AddFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "enforce-sigpolicy", Usage: "demand that policy.json asks for a signature, from here on", Destination: &o.EnforceSigpolicy},
 		&cli.StringFlag{Name: "stateroot", Value: "default", Usage: "keep /var in stateroot `NAME`", Destination: &o.Stateroot},
 		&cli.StringSliceFlag{Name: "karg", Usage: "boot with kernel argument `K=V`; may be repeated", Destination: &o.Kargs},
-		&cli.StringFlag{Name: "bootloader", Value: "none", Usage: "install boot loader `NAME`: none", Destination: &o.Bootloader},
+		&cli.StringFlag{Name: "bootloader", Value: "auto", Usage: "install boot loader `NAME`: systemd-boot, grub, none or auto (systemd-boot where it can be)", Destination: &o.Bootloader},
 		&cli.StringFlag{Name: "backend", Value: host.AutoBackend, Usage: "keep roots with `NAME`: ostree, composefs, or auto (as DIR is, else ostree)", Destination: &o.Backend},
 		&cli.BoolFlag{Name: "allow-missing-verity", Usage: "accept a file system without fs-verity, and record that", Destination: &o.AllowMissingVerity},
 	}
@@ -40,8 +40,11 @@ func cmdInstall(e *env) *cli.Command {
 			Usage:     "install to mounted file systems",
 			ArgsUsage: "DIR",
 			Description: "DIR is the root of the host to be: an empty directory or mount point, with /boot mounted\n" +
-				"below it where it is to be a file system of its own. With --bootloader none, boot entries\n" +
-				"are written to DIR/boot/loader and nothing reads them yet: bring your own loader.\n\n" +
+				"below it where it is to be a file system of its own.\n\n" +
+				"With --bootloader systemd-boot, the loader's program comes from the image and goes, with\n" +
+				"kernels and boot entries, to the EFI system partition, which is mounted at DIR/efi or\n" +
+				"DIR/boot/efi. With grub or none, boot entries are written to DIR/boot/loader for a loader\n" +
+				"that you bring and that reads them there.\n\n" +
 				"The composefs backend keeps roots as images that fs-verity guards: the file system must have\n" +
 				"it (mkfs.ext4 -O verity), and the image's initramfs kedge-initramfs or bootc-root-setup.\n\n" +
 				"The kernel finds its root by the arguments given with --karg and by those in the image's\n" +

@@ -205,6 +205,16 @@ func (s *Sysroot) Close() {
 // Root returns the directory that holds ostree/. It is valid until Close.
 func (s *Sysroot) Root() *os.Root { return s.root }
 
+// Loader returns what the machine's boot loader reads.
+func (s *Sysroot) Loader() loader.Loader { return s.loader }
+
+// UseLoader replaces the loader of a sysroot without deployments; Options.Loader
+// and Options.Token say what they are.
+func (s *Sysroot) UseLoader(l loader.Loader, token string) {
+	s.loader.Close()
+	s.loader, s.opts.Token = l, token
+}
+
 // IsBooted reports whether this is the sysroot that the machine runs from.
 func (s *Sysroot) IsBooted() bool { return s.booted != nil }
 

@@ -148,9 +148,6 @@ func (s *Sysroot) kernelItem(d *Deployment) (loader.Item, error) {
 
 // mirror brings the loader's menu to the list in use.
 func (s *Sysroot) mirror(ctx context.Context) error {
-	if s.loader.Root() == nil || s.boot == nil {
-		return nil
-	}
 	var items []loader.Item
 	list := slices.DeleteFunc(s.Deployments(), func(d *Deployment) bool { return d.Staged })
 	for i, d := range list {
@@ -205,18 +202,12 @@ func (s *Sysroot) readMirror() {
 
 // sweepMirror removes the kernels of the mirror that nothing boots.
 func (s *Sysroot) sweepMirror(ctx context.Context) error {
-	if s.loader.Root() == nil {
-		return nil
-	}
 	return s.loader.Sweep(ctx, s.mirrorMenu(nil), func(name string) bool { return bootsKernel(s.list, name) })
 }
 
 // mirrorSpace returns what a list needs in the mirror, what is free there, and
 // what would be if it had no other kernels of this sysroot.
 func (s *Sysroot) mirrorSpace(list []*Deployment) (need, free, gain int64, err error) {
-	if s.loader.Root() == nil {
-		return 0, 0, 0, nil
-	}
 	var items []loader.Item
 	for _, d := range list {
 		item, err := s.kernelItem(d)
@@ -225,7 +216,7 @@ func (s *Sysroot) mirrorSpace(list []*Deployment) (need, free, gain int64, err e
 		}
 		items = append(items, item)
 	}
-	if need, free, err = s.loader.Space(items); err != nil {
+	if need, free, err = s.loader.Space(items); err != nil || s.loader.Root() == nil {
 		return 0, 0, 0, err
 	}
 	// What is not of this list may be another system's.

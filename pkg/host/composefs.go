@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
@@ -58,6 +57,9 @@ func openComposefs(cfg Config) (_ store, err error) {
 	o := imageroot.Options{Repo: (*imageFiles)(s), Logger: cfg.Log, Clock: cfg.Clock, Host: cfg.Machine, NoSync: cfg.NoSync, Writable: cfg.Write}
 	if cfg.Machine == "/" {
 		o.StartFinalizer = boot.StartFinalizer
+	}
+	if o.Loader, _, err = findLoader(cfg, "state/deploy", composefsState, true); err != nil {
+		return nil, err
 	}
 	if s.sysroot, err = imageroot.Open(cfg.Sysroot, o); err != nil {
 		return nil, err
@@ -244,21 +246,14 @@ func (s *composefsStore) ImageKargs(ctx context.Context, d *deployment) (karg.Ar
 
 var bootTypes = map[imageroot.BootType]string{imageroot.TypeBLS: "Bls", imageroot.TypeUKI: "Uki"}
 
-// loaderInfo is the EFI variable by which a boot loader says what it is: four
-// bytes of attributes and UTF-16 (the Boot Loader Interface).
-const loaderInfo = "sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-
 // bootloader names the one that started the machine, in bootc's words; "none"
 // on a sysroot that is not booted.
 func (s *composefsStore) bootloader() string {
 	if !s.Booted() {
 		return "none"
 	}
-	data, err := os.ReadFile(filepath.Join(s.cfg.Machine, loaderInfo))
-	name := strings.ToLower(strings.ReplaceAll(string(data), "\x00", ""))
+	name := strings.ToLower(s.cfg.firmware().Info)
 	switch {
-	case err != nil:
-		return "grub"
 	case strings.Contains(name, "systemd-boot"):
 		return "systemd"
 	case strings.Contains(name, "grub cc"):

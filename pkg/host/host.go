@@ -58,6 +58,9 @@ type Config struct {
 	// ComposefsTool is a mkcomposefs program that writes composefs images, in
 	// stores of sha256 digests; "" is kedge's own code, which writes the same.
 	ComposefsTool string
+	// AnyESP takes a directory on any file system for the EFI system partition,
+	// for tests on machines whose kernel has no FAT.
+	AnyESP bool
 	// NoSync leaves out every sync, for tests.
 	NoSync bool
 }

@@ -26,7 +26,10 @@ type InstallOptions struct {
 	EnforceSigpolicy bool
 	Stateroot        string
 	Kargs            []string
-	Bootloader       string
+	// Bootloader is one of "systemd-boot", "grub", "none" and "auto", which "" is
+	// too: systemd-boot where an EFI system partition is mounted below Dir and the
+	// image has the program.
+	Bootloader string
 	// Backend is "ostree", "composefs" or AutoBackend, which "" is too.
 	Backend string
 	// AllowMissingVerity makes do with a file system without fs-verity where the
@@ -38,9 +41,8 @@ type InstallOptions struct {
 const defaultStateroot = "default"
 
 func (o InstallOptions) check() error {
-	if o.Bootloader != "" && o.Bootloader != "none" {
-		return fault.New(fault.Usage, "use --bootloader none and install a boot loader that reads /boot/loader/entries",
-			"boot loader %q: this version of kedge installs none", o.Bootloader)
+	if err := checkBootloader(o.Bootloader); err != nil {
+		return err
 	}
 	return checkKargs(o.Kargs)
 }
@@ -103,6 +105,14 @@ func install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, err
 	if err := checkTarget(cfg.Sysroot, b); err != nil {
 		return nil, err
 	}
+	// The partition is there, FAT and writable before anything is done.
+	l, certain, err := chooseLoader(cfg, o.Bootloader)
+	if err != nil {
+		return nil, err
+	}
+	if l != nil {
+		defer l.Close()
+	}
 	// Nothing is written before the image is known to exist, to be allowed, and
 	// to fit.
 	src, err := ocibridge.Open(ctx, fetch, cfg.Images)
@@ -118,10 +128,10 @@ func install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, err
 		return nil, err
 	}
 	defer h.Close()
-	return h.install(ctx, src, follow, o)
+	return h.install(ctx, src, follow, o, func(root string) error { return h.settleLoader(l, certain, o.Bootloader, root) })
 }
 
-func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibridge.Reference, o InstallOptions) (*v1.Result, error) {
+func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibridge.Reference, o InstallOptions, settle func(root string) error) (*v1.Result, error) {
 	list, unlock, err := h.lockList(ctx)
 	if err != nil {
 		return nil, err
@@ -147,6 +157,9 @@ func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibri
 	}
 	root, err := h.store.Import(ctx, src, follow)
 	if err != nil {
+		return nil, err
+	}
+	if err := settle(root); err != nil {
 		return nil, err
 	}
 	h.cfg.Progress.Step(v1.TaskStaging, "Deploying the image")

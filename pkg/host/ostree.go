@@ -11,6 +11,7 @@ import (
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/ostree"
 	"github.com/kedge-os/kedge/pkg/ostree/object"
 	"github.com/kedge-os/kedge/pkg/selinux"
@@ -43,6 +44,11 @@ func openOSTree(cfg Config) (store, error) {
 	if cfg.Machine == "/" {
 		o.StartFinalizer = boot.StartFinalizer
 	}
+	var rec loader.Record
+	if o.Loader, rec, err = findLoader(cfg, "ostree/deploy", stateDir, false); err != nil {
+		return nil, err
+	}
+	o.Token = rec.Token
 	if s.sysroot, err = boot.Open(cfg.Sysroot, o); err != nil {
 		return nil, err
 	}

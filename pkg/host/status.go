@@ -56,6 +56,7 @@ func (h *Host) Status(context.Context) (*v1.Host, error) {
 		s.UsrOverlay = h.usrOverlay()
 		s.ReadOnly = h.readOnlyMedium()
 	}
+	s.Kedge.Bootloader = h.bootloader()
 	for _, problem := range h.store.Problems() {
 		s.Kedge.Warnings = append(s.Kedge.Warnings, problem.Error())
 	}

@@ -13,6 +13,7 @@ import (
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
 	"github.com/kedge-os/kedge/pkg/ocibridge"
@@ -88,6 +89,11 @@ type store interface {
 	// KernelDirs matches the directories of kernels beneath the boot directory.
 	KernelDirs() string
 
+	// Loader is what the boot loader of the host reads.
+	Loader() loader.Loader
+	// UseLoader replaces it, in a sysroot that has no deployment yet. The store
+	// closes it.
+	UseLoader(l loader.Loader, r loader.Record)
 	// InitStateroot makes a stateroot; one that is there is used as it is.
 	InitStateroot(name string) error
 	// Deploy makes a root what the next boot takes and returns the deployment.
@@ -185,9 +191,11 @@ func backendNamed(name string) (*backend, error) {
 
 // physical returns the directory that holds the stores: the sysroot, or where
 // that is the root of a booted machine, its /sysroot.
-func (b *backend) physical(cfg Config) string {
+func (b *backend) physical(cfg Config) string { return physical(cfg, b.dir) }
+
+func physical(cfg Config, dir string) string {
 	inner := filepath.Join(cfg.Sysroot, "sysroot")
-	if _, err := os.Stat(filepath.Join(inner, b.dir)); err == nil {
+	if _, err := os.Stat(filepath.Join(inner, dir)); err == nil {
 		return inner
 	}
 	return cfg.Sysroot

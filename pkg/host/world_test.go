@@ -38,6 +38,7 @@ type world struct {
 	conf     string // policy.json and registries.conf
 	now      time.Time
 	mounts   []string
+	anyESP   bool // Config.AnyESP
 }
 
 func newWorld(t testing.TB) *world { return newWorldOf(t, "ostree") }
@@ -75,7 +76,7 @@ func (w *world) write(path, text string) {
 
 func (w *world) config() Config {
 	return Config{
-		Sysroot: w.dir, Machine: w.machine, NoSync: true,
+		Sysroot: w.dir, Machine: w.machine, NoSync: true, AnyESP: w.anyESP,
 		Clock: func() time.Time { w.now = w.now.Add(time.Minute); return w.now },
 		Images: ocibridge.Options{
 			PolicyFile: w.conf + "/policy.json", RegistriesConf: w.conf + "/registries.conf", CertDir: w.conf,

@@ -231,6 +231,19 @@ func (s *Sysroot) Close() {
 // until Close.
 func (s *Sysroot) Root() *os.Root { return s.root }
 
+// Loader returns what the machine's boot loader reads.
+func (s *Sysroot) Loader() loader.Loader { return s.loader }
+
+// UseLoader replaces the loader of a sysroot without deployments; Options.Loader
+// says what it is.
+func (s *Sysroot) UseLoader(l loader.Loader) {
+	s.loader.Close()
+	if s.loader = l; s.onLoader() {
+		_ = s.boot.Close()
+		s.boot = l.Root()
+	}
+}
+
 // IsBooted reports whether this is the sysroot that the machine runs from.
 func (s *Sysroot) IsBooted() bool { return s.booted != nil }
 

@@ -30,9 +30,11 @@ type Options struct {
 	// Firmware, of a running machine, names the partition that it booted from. It
 	// is mounted where it is not.
 	Firmware loader.Firmware
-	// Write makes it writable where it is mounted read-only; the process must have
-	// mounts of its own (internal/mountns).
+	// Write refuses one that cannot be written.
 	Write bool
+	// Remount makes it writable where it is mounted read-only; the process must
+	// have mounts of its own (internal/mountns).
+	Remount bool
 	// AnyFilesystem takes a directory of any file system for the partition, for
 	// tests on machines whose kernel has no FAT.
 	AnyFilesystem bool
@@ -63,7 +65,7 @@ func Open(o Options) (*os.Root, error) {
 			}
 			continue
 		}
-		if o.Write {
+		if o.Remount {
 			if err := mountns.Writable(dir); err != nil {
 				return nil, fmt.Errorf("open the EFI system partition: %w", err)
 			}

@@ -27,16 +27,22 @@ var firmwareNames = map[string]string{"386": "ia32", "amd64": "x64", "arm": "arm
 // maxProgram bounds the loader's program; systemd-boot has about 100 kB.
 const maxProgram = 16 << 20
 
-// Source returns the path of the loader's program in an image, the one that is
-// signed for Secure Boot where there are both; NotFound where it has none.
-func Source(image fs.FS, arch string) (string, error) {
+// Sources are the paths of the loader's program in an image: the one that is
+// signed for Secure Boot comes before the other.
+func Sources(arch string) []string {
 	name := path.Join(programDir, "systemd-boot"+firmwareNames[arch]+".efi")
-	for _, n := range []string{name + ".signed", name} {
+	return []string{name + ".signed", name}
+}
+
+// source returns the path of the loader's program in an image; NotFound where it
+// has none.
+func source(image fs.FS, arch string) (string, error) {
+	for _, n := range Sources(arch) {
 		if st, err := fs.Stat(image, n); err == nil && st.Mode().IsRegular() && st.Size() <= maxProgram {
 			return n, nil
 		}
 	}
-	return "", fault.New(fault.NotFound, "put systemd-boot into the image, or use --bootloader none", "the image has no %s", name)
+	return "", fault.New(fault.NotFound, "put systemd-boot into the image, or use --bootloader none", "the image has no systemd-boot")
 }
 
 // targets are the places of the program on the EFI system partition: the one
@@ -102,7 +108,7 @@ func readProgram(root *os.Root, name string) ([]byte, error) {
 // other, each at one instant, so that the firmware always finds one that is
 // whole. The fallback of another system is left alone.
 func (l *Loader) Update(image fs.FS) (bool, error) {
-	name, err := Source(image, l.opts.Arch)
+	name, err := source(image, l.opts.Arch)
 	if err != nil {
 		return false, err
 	}

@@ -2,38 +2,18 @@ package sdboot
 
 import (
 	"bytes"
-	"encoding/binary"
 	"os"
 	"path/filepath"
 	"testing"
 	"testing/fstest"
 
+	"github.com/kedge-os/kedge/pkg/boot/loader/loadertest"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
-// program makes the least PE file with a section .sdmagic that debug/pe reads.
-func program(text string) []byte {
-	var b bytes.Buffer
-	dos := make([]byte, 0x40)
-	copy(dos, "MZ")
-	binary.LittleEndian.PutUint32(dos[0x3c:], 0x40)
-	b.Write(dos)
-	b.WriteString("PE\x00\x00")
-	coff := make([]byte, 20)
-	binary.LittleEndian.PutUint16(coff, 0x8664)
-	binary.LittleEndian.PutUint16(coff[2:], 1)
-	b.Write(coff)
-	section := make([]byte, 40)
-	copy(section, infoSection)
-	binary.LittleEndian.PutUint32(section[8:], uint32(len(text)))
-	binary.LittleEndian.PutUint32(section[16:], uint32(len(text)))
-	binary.LittleEndian.PutUint32(section[20:], uint32(b.Len()+40))
-	b.Write(section)
-	b.WriteString(text)
-	return b.Bytes()
-}
+func program(text string) []byte { return loadertest.PE(infoSection, text) }
 
-func sdboot(version string) []byte { return program(infoBegin + version + infoEnd + "\x00") }
+func sdboot(version string) []byte { return loadertest.Program(version) }
 
 func TestVersion(t *testing.T) {
 	for _, c := range []struct {

@@ -1,0 +1,193 @@
+package host
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/internal/mountns"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
+	"github.com/kedge-os/kedge/pkg/boot/loader/esp"
+	"github.com/kedge-os/kedge/pkg/boot/loader/sdboot"
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// bootloaders are the values of InstallOptions.Bootloader.
+var bootloaders = []string{loader.NameAuto, loader.NameSystemdBoot, loader.NameGRUB, loader.NameNone}
+
+func checkBootloader(name string) error {
+	if name == "" || slices.Contains(bootloaders, name) {
+		return nil
+	}
+	return fault.New(fault.Usage, "use --bootloader "+strings.Join(bootloaders, ", "), "boot loader %q: there is no such one", name)
+}
+
+// onMachine reports whether the sysroot is the one that the machine is booted
+// from, by its name.
+func (c Config) onMachine() bool {
+	return same(c.Sysroot, c.Machine) || same(c.Sysroot, filepath.Join(c.Machine, "sysroot"))
+}
+
+// firmware reads what the running machine's firmware tells; nothing for a
+// sysroot that it is not booted from.
+func (c Config) firmware() loader.Firmware {
+	machine, err := os.OpenRoot(c.Machine)
+	if err != nil || !c.onMachine() {
+		return loader.Firmware{}
+	}
+	defer machine.Close()
+	return loader.ReadFirmware(machine)
+}
+
+// findLoader finds what the boot loader of a sysroot reads: the one that was
+// recorded at its installation, or, on a host that another program installed, the
+// one that is there. dir is the backend's own; truth says that the loader's menu,
+// where it has one, is the only one.
+func findLoader(cfg Config, dir, stateDir string, truth bool) (loader.Loader, loader.Record, error) {
+	root, err := os.OpenRoot(physical(cfg, dir))
+	if err != nil {
+		return nil, loader.Record{}, err
+	}
+	defer root.Close()
+	rec, err := loader.ReadRecord(root, stateDir)
+	if err != nil {
+		return nil, rec, err
+	}
+	name := rec.Bootloader
+	if name == "" {
+		name = probeLoader(cfg, truth)
+	}
+	if name != loader.NameSystemdBoot {
+		return loader.None{As: name}, rec, nil
+	}
+	l, err := cfg.openSystemdBoot()
+	if err != nil && !truth {
+		// What boots is in /boot too; whoever only looks needs no more.
+		return loader.Lost{As: name, Err: err}, rec, nil
+	}
+	return l, rec, err
+}
+
+// probeLoader tells which boot loader a host has that kedge did not install. On
+// the ostree backend that reads /boot, whatever it is: nobody but kedge mirrors
+// it. bootc's composefs backend has its entries on the EFI system partition with
+// systemd-boot, else in /boot.
+func probeLoader(cfg Config, truth bool) string {
+	if truth {
+		if cfg.firmware().SystemdBoot() {
+			return loader.NameSystemdBoot
+		}
+		_, err := os.Stat(filepath.Join(cfg.Sysroot, "boot/loader/entries"))
+		if !cfg.onMachine() && errors.Is(err, os.ErrNotExist) && cfg.hasSystemdBoot() {
+			return loader.NameSystemdBoot
+		}
+	}
+	return loader.NameNone
+}
+
+func (c Config) hasSystemdBoot() bool {
+	root, err := c.openESP(false)
+	if err != nil {
+		return false
+	}
+	defer root.Close()
+	return sdboot.Installed(root, runtime.GOARCH)
+}
+
+func (c Config) openESP(write bool) (*os.Root, error) {
+	o := esp.Options{Dir: c.Sysroot, Write: write, AnyFilesystem: c.AnyESP}
+	if c.onMachine() {
+		o.Dir, o.Firmware = c.Machine, c.firmware()
+	}
+	// Nobody else's mounts are changed.
+	private, err := mountns.Private()
+	o.Remount = write && private && err == nil
+	return esp.Open(o)
+}
+
+func (c Config) openSystemdBoot() (loader.Loader, error) {
+	root, err := c.openESP(c.Write || !c.onMachine())
+	if err != nil {
+		return nil, err
+	}
+	return sdboot.New(root, sdboot.Options{Logger: c.Log, Arch: runtime.GOARCH, NoSync: c.NoSync}), nil
+}
+
+// chooseLoader says which boot loader an installation gets, before anything is
+// written. l is what it reads, nil for None, and is the caller's to close.
+// certain is false where that depends on the image having the loader's program.
+func chooseLoader(cfg Config, name string) (l loader.Loader, certain bool, err error) {
+	if name == loader.NameNone || name == loader.NameGRUB {
+		return nil, true, nil
+	}
+	l, err = cfg.openSystemdBoot()
+	if auto := name != loader.NameSystemdBoot; auto {
+		if err != nil {
+			cfg.Log.Info("no boot loader is installed", "reason", err)
+			return nil, true, nil
+		}
+		return l, false, nil
+	}
+	return l, true, err
+}
+
+// settleLoader records the boot loader of an installation whose image is root and
+// gives it to the store, which has no deployment yet.
+func (h *Host) settleLoader(l loader.Loader, certain bool, name, root string) error {
+	has := l == nil
+	for _, p := range sdboot.Sources(runtime.GOARCH) {
+		ok, err := h.store.Exists(root, p)
+		if err != nil {
+			return err
+		}
+		has = has || ok
+	}
+	if l != nil && !has {
+		if certain {
+			return fault.New(fault.Conflict, "put systemd-boot into the image, or use --bootloader none", "the image has no %s", sdboot.Sources(runtime.GOARCH)[1])
+		}
+		h.cfg.Log.Info("no boot loader is installed: the image has no systemd-boot")
+		l = nil
+	}
+	switch {
+	case l != nil:
+		name = l.Name()
+	case name != loader.NameGRUB:
+		name = loader.NameNone
+	}
+	rec := loader.NewRecord(name)
+	if err := rec.Write(h.root, h.store.StateDir()); err != nil {
+		return err
+	}
+	if l != nil {
+		h.store.UseLoader(l, rec)
+	}
+	return nil
+}
+
+// bootloader is what status says of it.
+func (h *Host) bootloader() *v1.Bootloader {
+	b := &v1.Bootloader{Name: h.store.Loader().Name()}
+	if !h.Booted() {
+		return b
+	}
+	f := h.cfg.firmware()
+	b.Info, b.SecureBoot = f.Info, f.SecureBoot
+	return b
+}
+
+// UseLoader implements store.
+func (s *ostreeStore) UseLoader(l loader.Loader, r loader.Record) { s.sysroot.UseLoader(l, r.Token) }
+
+// Loader implements store.
+func (s *ostreeStore) Loader() loader.Loader { return s.sysroot.Loader() }
+
+// UseLoader implements store.
+func (s *composefsStore) UseLoader(l loader.Loader, _ loader.Record) { s.sysroot.UseLoader(l) }
+
+// Loader implements store.
+func (s *composefsStore) Loader() loader.Loader { return s.sysroot.Loader() }
