@@ -29,3 +29,12 @@ type EtcLine struct {
 	// Change is added, modified or removed.
 	Change string `json:"change"`
 }
+
+// EtcReset is what a reset of paths in /etc did.
+type EtcReset struct {
+	// ID is the deployment whose /etc it is.
+	ID string `json:"id"`
+	// Reset are the paths that are now as in the image, sorted; what was so before
+	// is not among them.
+	Reset []string `json:"reset"`
+}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -101,6 +102,10 @@ func planText(p *v1.Plan) string {
 	}
 	line("effect", "%s", effect)
 	b.WriteString(packageLines(p.PackageChanges, "  "))
+	if p.Etc != nil {
+		line("/etc", "%s", etcSummary(p.Etc))
+		b.WriteString(etcConflictsText("    ", slices.DeleteFunc(slices.Clone(p.Etc), func(c v1.EtcChange) bool { return !c.Conflict })))
+	}
 	for _, m := range p.Missing {
 		line("lacks", "%s: %s", m.What, m.Consequence)
 	}

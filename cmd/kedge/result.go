@@ -108,6 +108,9 @@ func (e *env) printResult(r *v1.Result) error {
 	for _, w := range r.Warnings {
 		fmt.Fprintf(e.stderr, "%s %s\n", e.paint(bold+yellow, "warning:"), oneLine(w))
 	}
+	if len(r.Etc) > 0 {
+		fmt.Fprintf(e.stderr, "%s changed in /etc on this host and in the image:\n%s", e.paint(bold+yellow, "warning:"), etcConflictsText("  ", r.Etc))
+	}
 	return e.printf("%s\n", resultText(e.sysroot, r))
 }
 

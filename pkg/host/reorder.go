@@ -7,9 +7,40 @@ import (
 	"strings"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/ocibridge"
 )
+
+// RollbackMergeEtc goes back to the root of the previous deployment with the
+// machine's /etc as it is: a new deployment of that root, with that one's kernel
+// arguments and origin, whose /etc is the current one's merged into its
+// defaults. On the booted host it is staged.
+func (h *Host) RollbackMergeEtc(ctx context.Context) (*v1.Result, error) {
+	r, err := h.rollbackMergeEtc(ctx)
+	return r, wrap("rollback", err)
+}
+
+func (h *Host) rollbackMergeEtc(ctx context.Context) (*v1.Result, error) {
+	list, unlock, err := h.lockList(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	target, current := list.rollback(), list.current()
+	switch s := list.staged(); {
+	case target == nil:
+		return nil, fault.New(fault.Conflict, "kedge status shows what is kept", "there is no deployment to go back to")
+	case target.index < current.index:
+		return nil, fault.New(fault.Conflict, "kedge rollback undoes it", "a rollback to %s waits for the reboot", target.id)
+	case s != nil && s.foreign:
+		return nil, h.changeable(list)
+	}
+	h.cfg.Progress.Step(v1.TaskStaging, "Deploying the previous root with the current /etc")
+	return h.deploy(ctx, "rollback", list, deployRequest{
+		root: target.root, base: target, stateroot: target.stateroot, kargs: append(karg.Args{}, target.kargs...),
+	})
+}
 
 // Rollback makes the previous deployment what the next boot takes; where it is
 // that already, the current one again. A staged deployment is discarded.

@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/pkg/boot/source"
-	"github.com/kedge-os/kedge/pkg/fault"
 )
 
 type planner struct {
@@ -34,7 +33,7 @@ type entry struct {
 // says whether anything in it was changed locally.
 func (p *planner) dir(prefix string, depth int, b, l, i source.Dir) (nodes []*node, changed bool, err error) {
 	if depth > maxDepth {
-		return nil, false, fault.New(fault.Conflict, "remove it, or move it away", "directories are nested deeper than %d at /etc/%.60s…", maxDepth, prefix)
+		return nil, false, tooDeep(prefix)
 	}
 	names, err := union(b, l, i)
 	if err != nil {
@@ -256,7 +255,7 @@ func (p *planner) take(e entry, local bool) (*node, error) {
 		return n, nil
 	}
 	if e.depth > maxDepth {
-		return nil, fault.New(fault.Conflict, "remove it, or move it away", "directories are nested deeper than %d at /etc/%.60s…", maxDepth, e.path)
+		return nil, tooDeep(e.path)
 	}
 	sub, err := dir.Sub(e.name)
 	if err != nil {

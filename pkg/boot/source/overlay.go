@@ -154,3 +154,6 @@ func (e empty) Readlink(name string) (string, error)    { return "", e.none("rea
 func (e empty) Xattrs(name string) ([]dirfd.Xattr, error) {
 	return nil, e.none("list extended attributes of", name)
 }
+
+// IsOverlay reports whether a directory is one that Over shows.
+func IsOverlay(d Dir) bool { _, ok := d.(over); return ok }
