@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -11,15 +12,18 @@ import (
 )
 
 type kargsOptions struct {
-	Append, Delete, Replace cli.StringSlice
-	Apply                   bool
-	Unchanged77             bool
+	Append, Delete, Replace      cli.StringSlice
+	AppendMissing, DeletePresent cli.StringSlice
+	Apply                        bool
+	Unchanged77                  bool
 }
 
 func (o *kargsOptions) AddFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringSliceFlag{Name: "append", Usage: "add `K=V` at the end", Destination: &o.Append},
+		&cli.StringSliceFlag{Name: "append-if-missing", Usage: "add `K=V` unless it is there", Destination: &o.AppendMissing},
 		&cli.StringSliceFlag{Name: "delete", Usage: "take `K=V` away; K alone where it is there once", Destination: &o.Delete},
+		&cli.StringSliceFlag{Name: "delete-if-present", Usage: "take `K=V` away if it is there", Destination: &o.DeletePresent},
 		&cli.StringSliceFlag{Name: "replace", Usage: "change `K=V=NEW`; K=NEW where K is there once", Destination: &o.Replace},
 		&cli.BoolFlag{Name: "apply", Usage: "reboot into the change", Destination: &o.Apply},
 		&cli.BoolFlag{Name: "unchanged-exit-77", Usage: "exit with 77 where nothing changed", Destination: &o.Unchanged77},
@@ -31,7 +35,9 @@ func cmdKargs(e *env) *cli.Command {
 	return &cli.Command{
 		Name:  "kargs",
 		Usage: "show or change kernel arguments",
-		Description: "Without a flag, prints the kernel arguments of the deployment that the next boot takes.\n" +
+		Description: "Without a flag, prints the kernel arguments of the deployment that the next boot takes, with\n" +
+			"whose each is: the image's (kargs.d; it comes and goes with the image), the machine's (given\n" +
+			"at the installation or by another program) or the user's (kedge kargs).\n" +
 			"A change makes a new deployment of the same image; rollback leads back.",
 		UsageText: "kedge kargs --append console=ttyS0,115200 --delete quiet",
 		Flags:     opts.AddFlags(),
@@ -45,7 +51,10 @@ func cmdKargs(e *env) *cli.Command {
 }
 
 func runKargs(ctx context.Context, e *env, opts kargsOptions) error {
-	edit := host.KargsOptions{Append: opts.Append.Value(), Delete: opts.Delete.Value(), Replace: opts.Replace.Value()}
+	edit := host.KargsOptions{
+		Append: opts.Append.Value(), Delete: opts.Delete.Value(), Replace: opts.Replace.Value(),
+		AppendMissing: opts.AppendMissing.Value(), DeletePresent: opts.DeletePresent.Value(),
+	}
 	if edit.Empty() {
 		return showKargs(ctx, e)
 	}
@@ -66,12 +75,16 @@ func showKargs(ctx context.Context, e *env) error {
 		return err
 	}
 	defer h.Close()
-	kargs, err := h.ShowKargs(ctx)
+	kargs, err := h.ListKargs(ctx)
 	if err != nil {
 		return err
 	}
 	if e.json {
 		return e.printJSON(kargs)
 	}
-	return e.printf("%s\n", oneLine(strings.Join(kargs, " ")))
+	var b strings.Builder
+	for _, k := range kargs {
+		fmt.Fprintf(&b, "%-8s %s\n", k.Owner, oneLine(k.Arg))
+	}
+	return e.write([]byte(b.String()))
 }

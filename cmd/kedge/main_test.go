@@ -248,7 +248,7 @@ func TestSession(t *testing.T) {
 		{"rollback", 0, "1.0"},
 		{"deploy 2.0", 0, "2.0"},
 		{"kargs --append quiet", 0, ""},
-		{"kargs", 0, "rw quiet\n"},
+		{"kargs", 0, "machine  rw\nuser     quiet\n"},
 		{"kargs --append", 2, ""},
 		{"pin 0", 0, "is now pinned"},
 		{"unpin 0", 0, "is now not pinned"},

@@ -43,7 +43,7 @@ func (s *composefsStore) Deploy(ctx context.Context, r deployRequest) (d *deploy
 		if base, err = s.native(r.base); err != nil {
 			return nil, err
 		}
-		req.Origin = base.Origin.Clone()
+		req.Origin = r.originFrom(base.Origin)
 	}
 	if r.ref != nil {
 		req.Origin = originOf(req.Origin, *r.ref)

@@ -335,7 +335,7 @@ func bootedLife() []step {
 // TestConformance takes the same steps on both backends. What they print has to
 // be the same but for what is the backend's by nature.
 func TestConformance(t *testing.T) {
-	for name, steps := range map[string]func() []step{"offline": life, "booted": bootedLife, "health": healthLife, "etc": etcLife, "etc of what runs": bootedEtcLife} {
+	for name, steps := range map[string]func() []step{"offline": life, "booted": bootedLife, "health": healthLife, "etc": etcLife, "kargs": kargsLife, "etc of what runs": bootedEtcLife} {
 		t.Run(name, func(t *testing.T) {
 			var all [][]string
 			for _, b := range backends {

@@ -41,6 +41,8 @@ type deployment struct {
 type origin struct {
 	text string // container-image-reference as it stands there
 	ref  *ocibridge.Reference
+	// userKargs are the kernel arguments that kedge kargs has set.
+	userKargs []string
 	// refspec is what a host without container images follows.
 	refspec string
 	// incompatible says that there are groups bootc does not understand, and

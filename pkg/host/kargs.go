@@ -15,10 +15,19 @@ type KargsOptions struct {
 	Append  []string // "key=value" or "key"
 	Delete  []string // "key=value", or "key" where it stands once
 	Replace []string // "key=old=new", or "key=new" where it stands once
+	// AppendMissing and DeletePresent are Append and Delete that do nothing where
+	// nothing is to be done.
+	AppendMissing []string
+	DeletePresent []string
+}
+
+// all are the arguments of every edit.
+func (o KargsOptions) all() []string {
+	return slices.Concat(o.Append, o.Delete, o.Replace, o.AppendMissing, o.DeletePresent)
 }
 
 // Empty reports whether there is nothing to do.
-func (o KargsOptions) Empty() bool { return len(o.Append)+len(o.Delete)+len(o.Replace) == 0 }
+func (o KargsOptions) Empty() bool { return len(o.all()) == 0 }
 
 // ShowKargs returns the arguments that the next boot has, without those that lead
 // to the root.
@@ -61,7 +70,10 @@ func (h *Host) editKargs(ctx context.Context, o KargsOptions) (*v1.Result, error
 		return &v1.Result{Operation: "kargs", ID: base.id, Image: base.status(), Staged: base.staged, Kargs: args}, nil
 	}
 	h.cfg.Progress.Step(v1.TaskStaging, "Deploying the same image with other kernel arguments")
-	r, err := h.deploy(ctx, "kargs", list, deployRequest{root: base.root, base: base, stateroot: base.stateroot, kargs: args, hold: base.downloadOnly})
+	r, err := h.deploy(ctx, "kargs", list, deployRequest{
+		root: base.root, base: base, stateroot: base.stateroot, kargs: args, hold: base.downloadOnly,
+		userKargs: userKargs(base.origin.userKargs, base.kargs, args),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +82,7 @@ func (h *Host) editKargs(ctx context.Context, o KargsOptions) (*v1.Result, error
 }
 
 func (o KargsOptions) apply(args karg.Args) (karg.Args, error) {
-	if err := checkKargs(slices.Concat(o.Append, o.Delete, o.Replace)); err != nil {
+	if err := checkKargs(o.all()); err != nil {
 		return nil, err
 	}
 	var err error
@@ -79,12 +91,17 @@ func (o KargsOptions) apply(args karg.Args) (karg.Args, error) {
 			return nil, err
 		}
 	}
+	for _, a := range o.DeletePresent {
+		if args, err = args.DeletePresent(a); err != nil {
+			return nil, err
+		}
+	}
 	for _, a := range o.Replace {
 		if args, err = args.Replace(a); err != nil {
 			return nil, err
 		}
 	}
-	return args.Append(o.Append...), nil
+	return args.Append(o.Append...).AppendMissing(o.AppendMissing...), nil
 }
 
 // rootKargs lead to the root that a boot entry boots.

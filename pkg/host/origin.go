@@ -26,6 +26,7 @@ func parseOrigin(f *keyfile.File) origin {
 			o.ref = &ref
 		}
 	}
+	o.userKargs, _ = f.List(groupKargs, keyUserKargs)
 	for _, key := range []string{"refspec", "baserefspec"} {
 		if v, ok := f.Get(groupOrigin, key); ok && o.refspec == "" {
 			o.refspec = v

@@ -28,7 +28,7 @@ func (s *ostreeStore) Deploy(ctx context.Context, r deployRequest) (d *deploymen
 		if base, err = s.native(r.base); err != nil {
 			return nil, err
 		}
-		req.Origin = base.Origin.Clone()
+		req.Origin = r.originFrom(base.Origin)
 	}
 	if r.ref != nil {
 		req.Origin = originOf(req.Origin, *r.ref)

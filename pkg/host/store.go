@@ -142,6 +142,8 @@ type deployRequest struct {
 	// kargs replace those of base; nil keeps them, with what the images bring
 	// set off against each other.
 	kargs karg.Args
+	// userKargs are those of them that a user set; nil keeps what base says.
+	userKargs karg.Args
 	// hold stages, and leaves it to a later release to be finalised.
 	hold bool
 	// allowMissingVerity: a root that nothing vouches for is better than none.
