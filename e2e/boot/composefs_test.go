@@ -15,6 +15,7 @@ import (
 // enables composefs, and later demands fs-verity. This machine's kernel may lack
 // it, so that sealing happens where it does for users: in the booted host.
 func TestOSTreeComposefs(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("boots machines; -short")
 	}

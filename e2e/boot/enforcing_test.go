@@ -14,6 +14,7 @@ import (
 // with /boot on a file system of its own, mounted read-only: kernels and entries
 // have to go there and nowhere else.
 func TestEnforcingWithBoot(t *testing.T) {
+	t.Parallel()
 	w := theWorld(t)
 	w.buildHostImage(t, "os:selinux", "enforced")
 	w.build(t, "os:selinux", "FROM "+w.Registry.Repo("os:selinux")+"\nRUN echo 'LABEL=boot /boot ext4 ro 0 2' >/etc/fstab\n")

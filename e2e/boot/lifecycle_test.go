@@ -11,6 +11,7 @@ import (
 // TestLifecycle is the user's story: install from a registry, boot, switch,
 // upgrade and roll back, with a reboot after each.
 func TestLifecycle(t *testing.T) {
+	t.Parallel()
 	filesystems := []string{"ext4"}
 	if os.Getenv("KEDGE_NIGHTLY") != "" {
 		filesystems = append(filesystems, "xfs", "btrfs")

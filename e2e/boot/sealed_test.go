@@ -38,6 +38,7 @@ func sealedWorld(t *testing.T) (w *world, layout string) {
 // from a medium, boot with every file checked by the kernel, switch, roll back,
 // and live through damage on the disk.
 func TestComposefsLifecycle(t *testing.T) {
+	t.Parallel()
 	w, layout := sealedWorld(t)
 	w.buildHostImage(t, "os:one", "one")
 	w.build(t, "os:two", "FROM "+w.Registry.Repo("os:one")+`

@@ -12,6 +12,7 @@ import (
 // TestTakeOver moves a host that the real ostree installed, from a commit that
 // never was an image, to an image. kedge is brought along by `self install`.
 func TestTakeOver(t *testing.T) {
+	t.Parallel()
 	w := theWorld(t)
 	w.buildHostImage(t, "os:takeover", "image")
 	disk := w.newDisk(t, "ext4")
