@@ -30,6 +30,10 @@ func statusText(e *env, h *v1.Host) string {
 			fmt.Fprintf(&b, "%s %s\n", e.paint(bold+yellow, "warning:"), oneLine(w))
 		}
 	}
+	if o := s.UsrOverlay; o != nil {
+		until := map[string]string{"transient": "gone with the reboot", "persistent": "kept over reboots"}[o.Persistence]
+		fmt.Fprintf(&b, "%s /usr has an overlay (%s), %s\n", e.paint(bold+yellow, "unlocked:"), o.AccessMode, until)
+	}
 	for _, r := range rows(s) {
 		b.WriteByte('\n')
 		writeEntry(&b, e, r)

@@ -41,6 +41,8 @@ type deployment struct {
 type origin struct {
 	text string // container-image-reference as it stands there
 	ref  *ocibridge.Reference
+	// hotfix: libostree keeps an overlay on its /usr over reboots.
+	hotfix bool
 	// userKargs are the kernel arguments that kedge kargs has set.
 	userKargs []string
 	// refspec is what a host without container images follows.

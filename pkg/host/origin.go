@@ -26,6 +26,8 @@ func parseOrigin(f *keyfile.File) origin {
 			o.ref = &ref
 		}
 	}
+	unlocked, _ := f.Get(groupOrigin, "unlocked")
+	o.hotfix = unlocked == "hotfix"
 	o.userKargs, _ = f.List(groupKargs, keyUserKargs)
 	for _, key := range []string{"refspec", "baserefspec"} {
 		if v, ok := f.Get(groupOrigin, key); ok && o.refspec == "" {

@@ -92,23 +92,6 @@ func (h *Host) entry(d *deployment, next bool) *v1.BootEntry {
 	return e
 }
 
-// usrOverlay finds an overlay that was mounted on /usr after boot.
-func (h *Host) usrOverlay() *v1.UsrOverlay {
-	usr := filepath.Join(h.cfg.Machine, "usr")
-	var st, root unix.Statfs_t
-	if unix.Statfs(usr, &st) != nil || unix.Statfs(h.cfg.Machine, &root) != nil {
-		return nil
-	}
-	if st.Type != unix.OVERLAYFS_SUPER_MAGIC || root.Type == unix.OVERLAYFS_SUPER_MAGIC {
-		return nil
-	}
-	o := &v1.UsrOverlay{AccessMode: "readWrite", Persistence: "transient"}
-	if st.Flags&unix.ST_RDONLY != 0 {
-		o.AccessMode = "readOnly"
-	}
-	return o
-}
-
 // readOnlyMedium reports whether the sysroot is on something that cannot be
 // written, as that of a live system.
 func (h *Host) readOnlyMedium() bool {

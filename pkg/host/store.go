@@ -14,6 +14,7 @@ import (
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
+	"github.com/kedge-os/kedge/pkg/boot/usroverlay"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
 	"github.com/kedge-os/kedge/pkg/ocibridge"
@@ -42,6 +43,10 @@ type store interface {
 	Warnings(list deployments) []string
 	Close()
 	etcStore
+	// UsrLayers says where an overlay on the /usr of a deployment lies, and
+	// MarkUnlocked tells other programs that there is one, until the reboot.
+	UsrLayers(d *deployment) usroverlay.Layers
+	MarkUnlocked(d *deployment, readOnly bool) error
 
 	// Lock excludes every other writer, other programs too, until Unlock, and
 	// clears up after one that died.

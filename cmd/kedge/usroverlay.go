@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+
+	"github.com/urfave/cli/v2"
+)
+
+func cmdUsrOverlay(e *env) *cli.Command {
+	var readOnly bool
+	return &cli.Command{
+		Name:  "usroverlay",
+		Usage: "make /usr writable until the reboot",
+		Description: "Mounts an overlay on /usr. What is written there is gone with the reboot; the root itself is\n" +
+			"not changed, and status shows the overlay.",
+		UsageText: "kedge usroverlay",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "read-only", Usage: "for programs that mount it writable for themselves", Destination: &readOnly},
+		},
+		Action: func(c *cli.Context) error {
+			if err := noOperands(c); err != nil {
+				return err
+			}
+			return runUsrOverlay(c.Context, e, readOnly)
+		},
+	}
+}
+
+// runUsrOverlay opens the host to read it: one that is opened for writing has
+// mounts of its own, and the overlay is for the whole machine.
+func runUsrOverlay(ctx context.Context, e *env, readOnly bool) error {
+	h, err := e.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	o, err := h.UsrOverlay(ctx, readOnly)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(o)
+	}
+	return e.printf("/usr has an overlay (%s). What is written there is gone with the reboot.\n", o.AccessMode)
+}
