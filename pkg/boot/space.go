@@ -90,6 +90,24 @@ func (s *Sysroot) makeRoom(ctx context.Context, next []*Deployment) error {
 	})
 }
 
+// Prunable returns the bytes of kernels, in /boot and in what the loader reads,
+// that makeRoom may drop before a new deployment comes; 0 on a sysroot that is
+// not booted.
+func (s *Sysroot) Prunable() (boot, mirror int64, err error) {
+	booted := s.Booted()
+	if booted == nil || s.boot == nil {
+		return 0, 0, nil
+	}
+	stay := s.With(&Deployment{Stateroot: booted.Stateroot}, Retention{Merge: booted})[1:]
+	if boot, err = prunableKernels(s.boot, func(name string) bool { return bootsKernel(stay, name) }); err != nil {
+		return 0, 0, err
+	}
+	if root := s.loader.Root(); root != nil {
+		mirror, err = prunableKernels(root, func(name string) bool { return bootsKernel(stay, name) || !bootsKernel(s.list, name) })
+	}
+	return boot, mirror, err
+}
+
 // bootSpace returns what a list needs in /boot, what is free there, and what
 // would be more without the kernels that the list does not boot; 0 where /boot is
 // on the root's file system.

@@ -191,3 +191,23 @@ func (s *composefsStore) UseLoader(l loader.Loader, _ loader.Record) { s.sysroot
 
 // Loader implements store.
 func (s *composefsStore) Loader() loader.Loader { return s.sysroot.Loader() }
+
+// LoaderDirs implements store.
+func (s *ostreeStore) LoaderDirs() string { return s.KernelDirs() }
+
+// Prunable implements store.
+func (s *ostreeStore) Prunable() (boot, loader int64, err error) {
+	return s.sysroot.Prunable()
+}
+
+// LoaderDirs implements store.
+func (s *composefsStore) LoaderDirs() string { return "EFI/Linux/" + s.KernelDirs() }
+
+// Prunable implements store.
+func (s *composefsStore) Prunable() (boot, loader int64, err error) {
+	n, err := s.sysroot.Prunable()
+	if s.Loader().Root() != nil {
+		return 0, n, err
+	}
+	return n, 0, err
+}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -227,4 +228,67 @@ func testBootloaderRefused(t *testing.T, w *world) {
 	if _, err := os.Stat(filepath.Join(esp, "loader")); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
+}
+
+// TestSmallESP is a partition that holds two kernels and not three: the one of
+// the deployment that goes anyway makes room, and where that is not enough
+// nothing is changed.
+func TestSmallESP(t *testing.T) { onBoth(t, testSmallESP) }
+
+func testSmallESP(t *testing.T, w *world) {
+	ctx := context.Background()
+	esp := espWorld(t, w)
+	must(t, unix.Mount("esp", esp, "tmpfs", 0, "size=4m"))
+	t.Cleanup(func() { must(t, unix.Unmount(esp, unix.MNT_DETACH)) })
+	w.install(w.pushBoot("one", 1, "257"), "rw")
+	w.boot()
+	w.plug(esp)
+	w.switchTo(w.pushBoot("two", 2, "257"))
+	w.shutdown()
+	w.plug(esp)
+	// fill leaves so many bytes beyond what kedge keeps free.
+	fill := func(free int64) {
+		t.Helper()
+		filler := filepath.Join(esp, "theirs")
+		must(t, os.RemoveAll(filler))
+		var st unix.Statfs_t
+		must(t, unix.Statfs(esp, &st))
+		must(t, os.WriteFile(filler, make([]byte, int64(st.Bavail)*st.Bsize-free-1<<20), 0o644))
+	}
+	kernels := func() string {
+		t.Helper()
+		list, err := filepath.Glob(esp + "/*/*/vmlinuz*")
+		if more, _ := filepath.Glob(esp + "/EFI/*/*/vmlinuz*"); err == nil {
+			list = append(list, more...)
+		}
+		var versions []string
+		for _, f := range list {
+			text, err := os.ReadFile(f)
+			must(t, err)
+			versions = append(versions, string(text[0x306:0x307]))
+		}
+		slices.Sort(versions)
+		return strings.Join(versions, " ")
+	}
+	three := w.pushBoot("three", 3, "257")
+	fill(-8 << 10)
+	before := w.status().Status
+	_, err := w.try(func(h *Host) (*v1.Result, error) { return h.Switch(ctx, SwitchOptions{Image: three}) })
+	wantKind(t, err, fault.NoSpace, "EFI system partition")
+	if after := w.status().Status; after.Staged != nil || after.Rollback == nil || after.Rollback.Kedge.ID != before.Rollback.Kedge.ID || kernels() != "1 2" {
+		t.Errorf("a switch without room changed something: kernels %s, staged %v", kernels(), after.Staged)
+	}
+	fill(4 << 10)
+	p, err := w.open().Plan(ctx, PlanOptions{Image: three})
+	must(t, err)
+	if !p.Possible {
+		t.Errorf("the plan does not know what makes room: %q", p.Problems)
+	}
+	w.switchTo(three)
+	if got := kernels(); got != "2 3" {
+		t.Errorf("staged: kernels %q, want those of the booted and the staged one", got)
+	}
+	w.shutdown()
+	w.plug(esp)
+	w.checkESP(esp)
 }

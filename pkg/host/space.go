@@ -2,6 +2,7 @@ package host
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/boot/bootdir"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -23,8 +25,9 @@ const overhead = 16 << 20
 
 // space estimates what a move to the image takes, before anything is fetched,
 // and what there is: on the root's file system and, if it is another one, on
-// that of /boot, where a new kernel is taken to be as large as the largest one
-// there.
+// that of /boot and of the boot loader's partition, where a new kernel is taken to
+// be as large as the largest one there, and the kernels of deployments that go
+// anyway to make room.
 func (h *Host) space(list deployments, image *imageInfo) []v1.PlanSpace {
 	need := int64(overhead)
 	fetch := false
@@ -50,13 +53,29 @@ func (h *Host) space(list deployments, image *imageInfo) []v1.PlanSpace {
 	}
 	kernel := int64(0)
 	if fetch || list == nil {
-		kernel = largestKernel(filepath.Join(bootPath, h.store.KernelDirs()))
+		kernel = largestKernel(os.DirFS(bootPath), h.store.KernelDirs())
 	}
+	bootGain, loaderGain, err := h.store.Prunable()
+	if err != nil {
+		h.cfg.Log.Warn("what can be freed on /boot is not known", "error", err)
+	}
+	var spaces []v1.PlanSpace
 	boot, err := fileSystem(bootPath)
 	if err != nil || boot.id == root.id {
-		return []v1.PlanSpace{root.plan(rootPath, need+kernel)}
+		spaces = append(spaces, root.plan(rootPath, need+kernel, 0))
+	} else {
+		spaces = append(spaces, root.plan(rootPath, need, 0), boot.plan(bootPath, kernel, bootGain))
 	}
-	return []v1.PlanSpace{root.plan(rootPath, need), boot.plan(bootPath, kernel)}
+	if l := h.store.Loader().Root(); l != nil {
+		largest := int64(0)
+		if fetch || list == nil {
+			largest = largestKernel(l.FS(), h.store.LoaderDirs())
+		}
+		if _, free, err := bootdir.Space(l); err == nil {
+			spaces = append(spaces, filesystem{free: free}.plan("the EFI system partition", largest, loaderGain))
+		}
+	}
+	return spaces
 }
 
 // filesystem is what statfs and stat say.
@@ -77,19 +96,21 @@ func fileSystem(path string) (f filesystem, err error) {
 	return filesystem{st.Dev, int64(fs.Bavail) * fs.Bsize}, nil
 }
 
-func (f filesystem) plan(path string, need int64) v1.PlanSpace {
-	return v1.PlanSpace{Path: path, Needed: need, Free: f.free, Enough: need <= f.free}
+// plan says whether need bytes fit, gain bytes being freed before.
+func (f filesystem) plan(path string, need, gain int64) v1.PlanSpace {
+	return v1.PlanSpace{Path: path, Needed: need, Free: f.free, Enough: need <= f.free+gain}
 }
 
 // largestKernel returns the size of the largest kernel with its initramfs that
-// is installed in a directory that the pattern matches; 0 where there is none.
-func largestKernel(pattern string) (largest int64) {
-	dirs, err := filepath.Glob(pattern)
+// is installed in a directory of a boot directory that the pattern matches; 0
+// where there is none.
+func largestKernel(boot fs.FS, pattern string) (largest int64) {
+	dirs, err := fs.Glob(boot, pattern)
 	if err != nil {
 		return 0
 	}
 	for _, dir := range dirs {
-		files, err := os.ReadDir(dir)
+		files, err := fs.ReadDir(boot, dir)
 		if err != nil {
 			continue
 		}

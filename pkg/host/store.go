@@ -94,6 +94,11 @@ type store interface {
 	// KernelDirs matches the directories of kernels beneath the boot directory.
 	KernelDirs() string
 
+	// LoaderDirs matches the directories of kernels in what Loader reads.
+	LoaderDirs() string
+	// Prunable returns the bytes of kernels, in /boot and in what Loader reads,
+	// that go before a new deployment comes where there is no room for both.
+	Prunable() (boot, loader int64, err error)
 	// Loader is what the boot loader of the host reads.
 	Loader() loader.Loader
 	// UseLoader replaces it, in a sysroot that has no deployment yet. The store

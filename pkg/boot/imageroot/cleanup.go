@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-os/kedge/internal/dirfd"
+	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/bootdir"
 )
 
@@ -213,11 +214,7 @@ func (s *Sysroot) makeRoom(images *images, next []*Deployment) error {
 	}
 	stays := func(d *Deployment) bool { return slices.ContainsFunc(next, d.same) }
 	keep := slices.DeleteFunc(s.Deployments(), func(d *Deployment) bool { return d.Staged || !stays(d) })
-	kernels := map[string]bool{}
-	for _, d := range next {
-		dir, _ := kernelDirOf(d.Entry)
-		kernels[path.Base(dir)] = true
-	}
+	kernels := kernelNames(next)
 	gain, err := s.kernelsBut(kernels)
 	if err != nil || !bootdir.Fits(need, free+gain) {
 		return err
@@ -237,11 +234,32 @@ func (s *Sysroot) makeRoom(images *images, next []*Deployment) error {
 	return s.sweepKernels(images.ctx, func(name string) bool { return kernels[name] || s.mentioned[name] })
 }
 
+// kernelNames returns the names of the directories of a list's kernels.
+func kernelNames(list []*Deployment) map[string]bool {
+	names := map[string]bool{}
+	for _, d := range list {
+		dir, _ := kernelDirOf(d.Entry)
+		names[path.Base(dir)] = true
+	}
+	return names
+}
+
+// Prunable returns the bytes of kernels in the boot directory that makeRoom may
+// drop before a new deployment comes; 0 on a sysroot that is not booted.
+func (s *Sysroot) Prunable() (int64, error) {
+	if s.booted == nil || s.boot == nil {
+		return 0, nil
+	}
+	return s.kernelsBut(kernelNames(s.With(&Deployment{Entry: &bls.Entry{}}, Retention{Merge: s.MergeFor()})[1:]))
+}
+
 // kernelsBut returns the bytes of the kernels in /boot beside those named.
 func (s *Sysroot) kernelsBut(keep map[string]bool) (int64, error) {
 	var gain int64
+	own := kernelNames(s.list)
 	err := s.eachKernel(func(dir, name string) error {
-		if keep[name] {
+		// On a loader's file system there may be another system's.
+		if keep[name] || s.onLoader() && !own[name] {
 			return nil
 		}
 		d, err := dirfd.Open(s.boot, path.Join(dir, name))
