@@ -50,14 +50,11 @@ type KedgeEntry struct {
 	Tries *Tries `json:"tries,omitempty"`
 	// Held is why upgrade and switch do not stage this root again.
 	Held string `json:"held,omitempty"`
-}
-
-// Packages are the client-side package changes of a deployment, as recorded.
-type Packages struct {
-	Requested []string `json:"requested"`
-	Layered   []string `json:"layered"`
-	Removed   []string `json:"removed"`
-	Replaced  []string `json:"replaced"`
+	// BaseImage is the image that the packages were put on; Digest is then that of
+	// the image with them.
+	BaseImage *ImageStatus `json:"baseImage,omitempty"`
+	// Degraded says that packages were left out which the base image cannot take.
+	Degraded bool `json:"degraded,omitempty"`
 }
 
 // HistoryVersion is the format of HistoryEntry.
@@ -161,6 +158,8 @@ type Result struct {
 	// PackageChanges are the packages in which the image that was found differs
 	// from what the next boot takes, where this host has it already.
 	PackageChanges []PackageDiff `json:"packageChanges,omitempty"`
+	// Packages are what a change of packages comes to.
+	Packages *PackageChange `json:"packages,omitempty"`
 	// Warnings are things to know that did not stop the operation.
 	Warnings []string `json:"warnings,omitempty"`
 }
@@ -182,6 +181,9 @@ type StoredImage struct {
 	Size int64 `json:"size"`
 	// Deployments are the IDs of the deployments made from it.
 	Deployments []string `json:"deployments"`
+	// Base is the digest of the image that client-side packages were put on, to
+	// make this one.
+	Base string `json:"base,omitempty"`
 }
 
 // Check is the outcome of an integrity check.

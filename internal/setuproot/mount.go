@@ -73,6 +73,23 @@ func mountImage(image *os.File, dir string, loop bool) error {
 	return mountError("mount "+image.Name()+" as EROFS by "+device.Name(), unix.Mount(device.Name(), dir, "erofs", unix.MS_RDONLY, ""))
 }
 
+// MountImage mounts an image of the composefs backend at dir, read-only: the
+// EROFS image, and over it its contents from the directory objects. With sealed,
+// every file that is read must have the fs-verity digest that the image names.
+// Two more overlays fit on it. What it mounts stays when it fails; it is for a
+// mount namespace that goes away.
+func MountImage(image, objects *os.File, dir string, sealed bool) error {
+	if err := mountImage(image, dir, true); err != nil {
+		return err
+	}
+	erofs, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer erofs.Close()
+	return overlay{source: "composefs", lower: procPath(erofs), data: procPath(objects), verity: sealed}.mount(dir)
+}
+
 // attachLoop returns a read-only loop device of image that frees itself after
 // its last user.
 func attachLoop(image *os.File) (*os.File, error) {

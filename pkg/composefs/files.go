@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"strings"
 
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -161,6 +162,15 @@ func (im *Import) OpenArchive(diffID string) (io.ReadCloser, error) {
 func (r *Repo) HasImage(d Digest) bool {
 	_, err := r.linked("images/" + d.String())
 	return err == nil
+}
+
+// OpenImage opens an image to mount it. One that the repository does not have is
+// fs.ErrNotExist.
+func (r *Repo) OpenImage(d Digest) (*os.File, error) {
+	if _, err := r.linked("images/" + d.String()); err != nil {
+		return nil, err
+	}
+	return r.openObject(d)
 }
 
 // Damaged returns those of the objects that are missing, or not what their name

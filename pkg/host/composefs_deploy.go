@@ -46,7 +46,7 @@ func (s *composefsStore) Deploy(ctx context.Context, r deployRequest) (d *deploy
 		req.Origin = r.originFrom(base.Origin)
 	}
 	if r.ref != nil {
-		req.Origin = originOf(req.Origin, *r.ref)
+		req.Origin = originOf(req.Origin, *r.ref, r.packages)
 	}
 	if manifest := s.manifests[r.root]; manifest != "" {
 		req.Origin.Set(groupImage, keyManifest, manifest)

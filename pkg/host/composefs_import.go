@@ -30,7 +30,7 @@ func withoutVerity(err error) error {
 
 // Import implements store. The commit point is that of composefs.WriteImage: the
 // tag by which bootc keeps the image too.
-func (s *composefsStore) Import(ctx context.Context, src *ocibridge.Source, _ ocibridge.Reference) (root string, err error) {
+func (s *composefsStore) Import(ctx context.Context, src *ocibridge.Source, _ ocibridge.Reference, _ string) (root string, err error) {
 	if err := s.begin(); err != nil {
 		return "", err
 	}
@@ -266,6 +266,9 @@ func (s *composefsStore) dropTags() (int, error) {
 	deployed := map[string]bool{}
 	for _, b := range s.sysroot.Deployments() {
 		deployed[b.ManifestDigest()] = true
+		if p := readPackages(b.Origin); p != nil {
+			deployed[p.base] = true
+		}
 	}
 	n := 0
 	for tag, manifest := range tags {

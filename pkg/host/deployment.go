@@ -52,6 +52,8 @@ type origin struct {
 	incompatible bool
 	changes      []string
 	packages     *v1.Packages
+	wants        packageIntent
+	record       *packageRecord // of kedge; nil: none
 }
 
 // deployments is the boot menu: what boots next comes first, a staged one
@@ -121,5 +123,21 @@ func (d *deployment) status() *v1.ImageStatus {
 	if d.image == nil || d.origin.ref == nil {
 		return nil
 	}
-	return d.image.status(*d.origin.ref)
+	s := d.image.status(*d.origin.ref)
+	s.ImageDigest = d.imageDigest()
+	return s
+}
+
+// imageDigest returns the digest of the image that the deployment follows: of the
+// base where packages were put on it.
+func (d *deployment) imageDigest() string {
+	if d.origin.record != nil {
+		return d.origin.record.base
+	}
+	return d.manifest
+}
+
+// degraded reports whether something is missing that was asked for.
+func (d *deployment) degraded() bool {
+	return d.origin.record != nil && len(d.origin.record.leftOut) > 0
 }

@@ -143,6 +143,9 @@ func (h *Host) lock(ctx context.Context) (unlock func(), err error) {
 		}
 		return nil, err
 	}
+	if err := h.sweepSessions(); err != nil {
+		h.cfg.Log.Warn("left-overs were not removed", "error", err)
+	}
 	return h.store.Unlock, nil
 }
 

@@ -20,6 +20,7 @@ type imageInfo struct {
 	layers   []imageLayer
 	manifest []byte
 	config   []byte
+	labels   map[string]string
 }
 
 // imageLayer is a layer as the manifest and the config name it.
@@ -42,7 +43,7 @@ func parseImage(digest string, manifest, config []byte) (*imageInfo, error) {
 	}
 	i := &imageInfo{
 		digest: digest, manifest: manifest, config: config, arch: c.Architecture,
-		version: c.Config.Labels[ociv1.AnnotationVersion],
+		version: c.Config.Labels[ociv1.AnnotationVersion], labels: c.Config.Labels,
 	}
 	for n, d := range m.Layers {
 		l := imageLayer{digest: d.Digest.String(), mediaType: d.MediaType, size: d.Size}

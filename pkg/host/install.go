@@ -155,7 +155,7 @@ func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibri
 	if err := checkSpace(h.space(nil, info)); err != nil {
 		return nil, err
 	}
-	root, err := h.store.Import(ctx, src, follow)
+	root, err := h.store.Import(ctx, src, follow, "")
 	if err != nil {
 		return nil, err
 	}

@@ -50,6 +50,12 @@ func (h *Host) cleanup(ctx context.Context, o CleanupOptions) (*v1.Cleanup, erro
 	if err != nil {
 		return nil, err
 	}
+	if list, err = h.store.Deployments(); err == nil {
+		err = h.sweepPackages(list)
+	}
+	if err != nil {
+		return nil, err
+	}
 	out.Objects, out.Bytes = s.objects, s.bytes
 	h.publish(ctx)
 	return out, nil
@@ -91,5 +97,8 @@ func (h *Host) Images(context.Context) ([]v1.StoredImage, error) {
 		return nil, wrap("image list", err)
 	}
 	images, err := h.store.Images(list)
+	if err == nil {
+		images, err = h.withPackageImages(images, list)
+	}
 	return images, wrap("image list", err)
 }

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -168,7 +169,9 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 	if m.hold && !h.Booted() {
 		return nil, fault.New(fault.Usage, "leave --download-only out", "%s is not booted: nothing can be staged there", h.cfg.Sysroot)
 	}
-	if isAt(base, m.follow, info.digest) && base.downloadOnly == m.hold && !m.retain {
+	at := isAt(base, m.follow, info.digest) && base.downloadOnly == m.hold && !m.retain
+	again := m.verb == "upgrade" && base.degraded()
+	if at && !again {
 		return h.alreadyAt(ctx, m.verb, list, base)
 	}
 	if err := h.checkHeld(ctx, m.verb, m.named, base, info.digest); err != nil {
@@ -180,21 +183,33 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 	if err := checkSpace(h.space(list, info)); err != nil {
 		return nil, err
 	}
-	root, err := h.store.Import(ctx, src, m.follow)
+	root, err := h.store.Import(ctx, src, m.follow, "")
 	if err != nil {
 		return nil, err
 	}
 	h.cfg.Progress.Step(v1.TaskStaging, "Deploying the image")
+	layered, err := h.layer(ctx, layerBase{m.follow, root, info}, base.origin.wants, layerOptions{before: base, update: true})
+	if err != nil {
+		return nil, err
+	}
+	if at && layered.root == base.root {
+		r, err := h.alreadyAt(ctx, m.verb, list, base)
+		if err == nil {
+			r.Warnings = append(r.Warnings, layered.warnings...)
+		}
+		return r, err
+	}
 	if current := list.current(); m.retain && current != nil {
 		if err := h.store.SetPinned(current, true); err != nil {
 			return nil, err
 		}
 	}
 	r, err := h.deploy(ctx, m.verb, list, deployRequest{
-		root: root, ref: &m.follow, base: base, stateroot: base.stateroot, hold: m.hold, allowMissingVerity: m.allowMissingVerity,
+		root: layered.root, ref: &m.follow, packages: layered.record, base: base, stateroot: base.stateroot, hold: m.hold, allowMissingVerity: m.allowMissingVerity,
 	})
 	if err == nil {
-		r.Warnings = append(r.Warnings, h.missingWarnings(list, root)...)
+		r.Packages = layered.change(base)
+		r.Warnings = append(append(r.Warnings, layered.warnings...), h.missingWarnings(list, root)...)
 	}
 	return r, err
 }
@@ -247,7 +262,11 @@ func (h *Host) changed(ctx context.Context, verb string, before deployments, d *
 	}
 	h.record(entry)
 	h.chosen(ctx, verb, before, d)
-	if _, err := h.store.Sweep(ctx); err != nil {
+	_, err := h.store.Sweep(ctx)
+	if list, lerr := h.store.Deployments(); lerr == nil {
+		err = errors.Join(err, h.sweepPackages(list))
+	}
+	if err != nil {
 		h.cfg.Log.Warn("left-overs were not removed; kedge cleanup does it", "error", err)
 	}
 	h.publish(ctx)
@@ -262,7 +281,7 @@ func result(verb string, d *deployment) *v1.Result {
 
 // isAt reports whether a deployment is that image and follows that reference.
 func isAt(d *deployment, follow ocibridge.Reference, digest string) bool {
-	return d != nil && d.image != nil && d.image.digest == digest && d.origin.ref != nil && *d.origin.ref == follow
+	return d != nil && d.image != nil && d.imageDigest() == digest && d.packagesDone() && d.origin.ref != nil && *d.origin.ref == follow
 }
 
 // changeable refuses hosts on which a new deployment would lose what another
@@ -281,7 +300,7 @@ func (h *Host) changeable(list deployments) error {
 			"this host has no %s, which puts a staged deployment in place at shutdown", units.Finalize)
 	}
 	if len(base.origin.changes) > 0 {
-		return fault.New(fault.Conflict, "undo them first (rpm-ostree reset), reboot, and run the command again; kedge has no client-side packages",
+		return fault.New(fault.Conflict, "undo them first (rpm-ostree reset), reboot, and run the command again",
 			"the deployment %s has client-side changes that would be lost: %s", base.id, strings.Join(base.origin.changes, ", "))
 	}
 	return nil

@@ -1,7 +1,7 @@
 package host
 
 import (
-	"fmt"
+	"strings"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
@@ -41,38 +41,47 @@ func parseOrigin(f *keyfile.File) origin {
 			*to = append(*to, items...)
 		}
 	}
-	list(&p.Requested, "packages", "requested", "requested-local", "requested-local-fileoverride")
-	list(&p.Removed, "overrides", "remove")
-	list(&p.Replaced, "overrides", "replace", "replace-local")
+	list(&p.Requested, groupPackages, keyRequested, keyLocal, "requested-local-fileoverride")
+	list(&p.Removed, groupOverrides, keyRemove)
+	list(&p.Replaced, groupOverrides, "replace", "replace-local")
 	if len(p.Requested)+len(p.Removed)+len(p.Replaced) > 0 {
 		o.packages = &p
 	}
+	o.wants = readIntent(f)
+	if o.record = readPackages(f); o.record != nil {
+		o.wants = o.record.packageIntent
+	}
 	for _, g := range foreignGroups {
 		o.incompatible = o.incompatible || f.HasGroup(g)
-		for _, key := range f.Keys(g) {
-			if v, _ := f.Get(g, key); v != "" && v != "false" {
-				o.changes = append(o.changes, fmt.Sprintf("[%s] %s=%s", g, key, v))
-			}
-		}
 	}
+	o.changes = foreignChanges(f, o.record != nil)
 	return o
 }
 
 // originOf makes the origin file of a new deployment: the intent of the one it
-// continues with another image. Pins and the like stay behind with the old one.
-func originOf(base *keyfile.File, ref ocibridge.Reference) *keyfile.File {
+// continues with another image, and packages where they are not nil. Pins and the
+// like stay behind with the old one.
+func originOf(base *keyfile.File, ref ocibridge.Reference, packages *packageRecord) *keyfile.File {
 	f := &keyfile.File{}
 	if base != nil {
 		f = base.Clone()
 	}
 	f.DeleteGroup("libostree-transient")
-	// What is in them has been found to ask for nothing (Host.changeable).
+	// What is in them is in packages, or asks for nothing (Host.changeable).
 	for _, g := range foreignGroups {
 		f.DeleteGroup(g)
+	}
+	for _, key := range f.Keys(groupKedge) {
+		if strings.HasPrefix(key, "packages-") {
+			f.Delete(groupKedge, key)
+		}
 	}
 	for _, key := range []string{"refspec", "baserefspec"} {
 		f.Delete(groupOrigin, key)
 	}
 	f.Set(groupOrigin, keyContainer, ref.Origin())
+	if packages != nil {
+		packages.write(f)
+	}
 	return f
 }

@@ -31,7 +31,7 @@ func (s *ostreeStore) Deploy(ctx context.Context, r deployRequest) (d *deploymen
 		req.Origin = r.originFrom(base.Origin)
 	}
 	if r.ref != nil {
-		req.Origin = originOf(req.Origin, *r.ref)
+		req.Origin = originOf(req.Origin, *r.ref, r.packages)
 	}
 	req.Kargs, req.ExactKargs = r.kargs, r.base != nil && r.kargs != nil
 	if base != nil && base.Staged && r.kargs == nil {

@@ -158,7 +158,13 @@ func (s *ostreeStore) importAgain(ctx context.Context, d *deployment, fetch fetc
 	defer s.cfg.closeQuietly(src)
 	ref := ostree.ImageRef(d.origin.ref.Image())
 	before, noRef := s.repo.ResolveRev(ref)
-	got, err := s.Import(ctx, src, *d.origin.ref)
+	base := ""
+	if d.imageDigest() != d.manifest {
+		if base, _, err = s.Base(d); err != nil {
+			return err
+		}
+	}
+	got, err := s.Import(ctx, src, *d.origin.ref, base)
 	if err != nil {
 		return err
 	}

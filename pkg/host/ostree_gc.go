@@ -96,7 +96,13 @@ func (s *ostreeStore) dropImages(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	deployed := map[string]bool{}
+	deployed, err := s.bases()
+	if err != nil {
+		return 0, err
+	}
+	if err := s.keepBases(ctx, deployed); err != nil {
+		return 0, err
+	}
 	for _, d := range s.sysroot.Deployments() {
 		deployed[d.Checksum] = true
 	}
@@ -176,6 +182,15 @@ func (s *ostreeStore) FindImage(name string) (string, error) {
 	for _, c := range stored {
 		if strings.TrimPrefix(c.Reference, "docker://") == name || trimDigest(c.Image.ManifestDigest) == trimDigest(name) {
 			return c.Image.Commit.String(), nil
+		}
+	}
+	bases, err := s.bases()
+	if err != nil {
+		return "", err
+	}
+	for commit := range bases {
+		if i, err := s.image(commit); err == nil && i != nil && trimDigest(i.digest) == trimDigest(name) {
+			return commit, nil
 		}
 	}
 	return "", fault.New(fault.NotFound, "kedge status and kedge image list show what there is", "there is no deployment or image %q", name)

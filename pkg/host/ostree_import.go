@@ -17,7 +17,7 @@ import (
 const importerVersion = "kedge-1"
 
 // Import implements store. The commit point is that of ostree.WriteContainer.
-func (s *ostreeStore) Import(ctx context.Context, src *ocibridge.Source, ref ocibridge.Reference) (root string, err error) {
+func (s *ostreeStore) Import(ctx context.Context, src *ocibridge.Source, ref ocibridge.Reference, base string) (root string, err error) {
 	if err := s.begin(); err != nil {
 		return "", err
 	}
@@ -53,7 +53,11 @@ func (s *ostreeStore) Import(ctx context.Context, src *ocibridge.Source, ref oci
 	if _, err := s.checkComposefs(c.Prepared.Tree, im.OpenContent); err != nil {
 		return "", err
 	}
-	c.ImageRef = ref.Image()
+	if base == "" {
+		c.ImageRef = ref.Image()
+	} else if c.Parent, err = object.ParseChecksum(base); err != nil {
+		return "", err
+	}
 	sum, err := im.WriteContainer(ctx, *c)
 	if err != nil {
 		return "", err

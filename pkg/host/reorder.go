@@ -159,5 +159,5 @@ func (d *deployment) matches(target string) bool {
 	if d.root == target || d.id == target {
 		return true
 	}
-	return d.image != nil && (d.image.version == target && target != "" || trimDigest(d.image.digest) == trimDigest(target))
+	return d.image != nil && (d.image.version == target && target != "" || trimDigest(d.image.digest) == trimDigest(target) || trimDigest(d.imageDigest()) == trimDigest(target))
 }

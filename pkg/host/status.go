@@ -69,7 +69,7 @@ func (h *Host) entry(d *deployment, next bool) *v1.BootEntry {
 		Incompatible: d.origin.incompatible, Pinned: d.pinned, DownloadOnly: d.downloadOnly,
 		Kedge: &v1.KedgeEntry{
 			ID: d.id, Index: d.index, Next: next, Backend: h.store.Name(), Origin: d.origin.text,
-			Kargs: d.kargs, Packages: d.origin.packages,
+			Kargs: d.kargs, Packages: h.packages(d), Degraded: d.degraded(),
 		},
 	}
 	h.store.Describe(d, e)
@@ -81,6 +81,9 @@ func (h *Host) entry(d *deployment, next bool) *v1.BootEntry {
 	}
 	if d.image != nil {
 		e.Kedge.Version, e.Kedge.Digest = d.image.version, d.image.digest
+	}
+	if d.origin.record != nil {
+		e.Kedge.BaseImage = d.status()
 	}
 	// bootc shows no image where it would lose changes by an upgrade.
 	if !d.origin.incompatible {

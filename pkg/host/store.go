@@ -73,7 +73,16 @@ type store interface {
 	HasLayer(l imageLayer) bool
 	// Import brings an image into the store under the name ref and returns its
 	// root. Layers that were fetched before a failure are kept for the next try.
-	Import(ctx context.Context, src *ocibridge.Source, ref ocibridge.Reference) (root string, err error)
+	// An image with packages has no name, and base is the root that they were put
+	// on; for any other base is "".
+	Import(ctx context.Context, src *ocibridge.Source, ref ocibridge.Reference, base string) (root string, err error)
+	// Base returns the root and the image that a deployment's packages were put
+	// on: its own where it has none. NotFound where the store lacks it.
+	Base(d *deployment) (root string, i *imageInfo, err error)
+	// Mount puts the files of a root at dir, an empty directory beneath Root, for
+	// as long as the calling thread's mount namespace and dir last, and says where
+	// in it the defaults of /etc are ("" for etc).
+	Mount(ctx context.Context, root, dir string) (etc string, err error)
 	// Images are the images in the store, those that only a deployment keeps too.
 	Images(list deployments) ([]v1.StoredImage, error)
 	// FindImage returns the root of an image by its digest or its reference;
@@ -149,6 +158,8 @@ type deployRequest struct {
 	// deployment of its stateroot.
 	base      *deployment
 	stateroot string
+	// packages are recorded with ref; nil for none.
+	packages *packageRecord
 	// kargs replace those of base; nil keeps them, with what the images bring
 	// set off against each other.
 	kargs karg.Args

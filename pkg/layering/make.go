@@ -153,5 +153,15 @@ func (s *Session) collect(started time.Time) (changes, error) {
 	if s.base.Etc == "" {
 		return c.out, nil
 	}
-	return c.out, c.walk(s.path(txUpper, "etc"), "etc", level{s.base.Etc, s.path(prepUpper, "etc")}, false)
+	if err := c.walk(s.path(txUpper, "etc"), "etc", level{s.base.Etc, s.path(prepUpper, "etc")}, false); err != nil {
+		return nil, err
+	}
+	// The directory itself, as a base with /etc in place has it.
+	etc, err := readChange(s.base.Etc)
+	if err != nil {
+		return nil, err
+	}
+	etc.same, etc.stat.Mtim = true, unix.NsecToTimespec(s.epoch().UnixNano())
+	c.out["etc"] = etc
+	return c.out, nil
 }

@@ -89,6 +89,9 @@ type Container struct {
 	Base *BaseCommit
 	// Refs are set with the image's, to the merge commit.
 	Refs []string
+	// Parent is the merge commit's parent where that is not Base: the merge
+	// commit of the image that this one was derived from.
+	Parent object.Checksum
 }
 
 // WriteContainer writes the image's commits and refs and returns the merge
@@ -153,6 +156,9 @@ func (im *Import) writeContainer(ctx context.Context, c *Container) (merge objec
 		return merge, err
 	}
 	m := object.Commit{Metadata: metadata, Parent: base, Time: created}
+	if !c.Parent.IsZero() {
+		m.Parent = c.Parent
+	}
 	commits := make([]object.Checksum, len(c.Layers))
 	err = parallel(ctx, len(c.Layers)+1, func(i int) (err error) {
 		w := newDirWriter(txn, set)

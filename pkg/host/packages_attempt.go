@@ -1,0 +1,202 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/layering"
+)
+
+// attempt tries to put packages on a base, all of them or as many as go.
+type attempt struct {
+	*Host
+	session *layering.Session
+	options layerOptions
+
+	// What the last try that went well came to; layer is nil where it stopped
+	// before, or where nothing changes.
+	request layering.Request
+	lock    *layering.Lock
+	layer   *layering.Layer
+}
+
+// wanted is a package that is asked for, or one to go.
+type wanted struct {
+	name   string
+	file   string // path of a local package
+	remove bool
+}
+
+// sameEngine refuses a base with another package manager than the one that the
+// names were meant for.
+func (a *attempt) sameEngine(r *packageRecord) error {
+	was := engineOf(a.options.before)
+	if was == "" || was == a.session.Engine() {
+		return nil
+	}
+	return fault.New(fault.Conflict, "remove the packages first (kedge pkg remove), or stay with images of the same package manager",
+		"the packages of this host (%s) were chosen by %s, and the image has %s", someOf(append(r.names(), r.remove...)), was, a.session.Engine())
+}
+
+// engineOf returns the package manager that a deployment's packages are of; ""
+// for none.
+func engineOf(d *deployment) string {
+	if d != nil && d.origin.record != nil {
+		return d.origin.record.engine
+	}
+	return ""
+}
+
+// run tries everything and, where the base moves, as much as goes.
+func (a *attempt) run(ctx context.Context, out *layered) error {
+	all := a.wanted(out.record.packageIntent)
+	if !a.options.update {
+		return a.try(ctx, all)
+	}
+	all, err := a.withoutGone(ctx, all)
+	if err != nil {
+		return err
+	}
+	var kept []wanted
+	complete := true // the last try is what is kept
+	var add func([]wanted) error
+	add = func(batch []wanted) error {
+		err := a.try(ctx, append(slices.Clone(kept), batch...))
+		if err == nil {
+			kept, complete = append(kept, batch...), true
+			return nil
+		}
+		if !leavesOut(err) {
+			return err
+		}
+		complete = false
+		if len(batch) == 1 {
+			return a.leaveOut(batch[0], err, out)
+		}
+		if err := add(batch[:len(batch)/2]); err != nil {
+			return err
+		}
+		return add(batch[len(batch)/2:])
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	if err := add(all); err != nil {
+		return err
+	}
+	switch {
+	case len(kept) == 0:
+		a.lock, a.layer = nil, nil
+	case !complete:
+		return a.try(ctx, kept)
+	}
+	return nil
+}
+
+func (a *attempt) leaveOut(w wanted, err error, out *layered) error {
+	if slices.Contains(out.record.required, w.name) {
+		return fault.New(fault.Held, "kedge pkg remove takes it out; kedge pkg add without --required makes updates go on without it",
+			"the package %s is required, and this image cannot take it: %w", w.name, err)
+	}
+	out.record.leftOut = append(out.record.leftOut, v1.PackageLeftOut{Name: w.name, Reason: err.Error()})
+	out.warnings = append(out.warnings, fmt.Sprintf("the package %s is left out, and tried again at the next upgrade: %v", w.name, err))
+	return nil
+}
+
+// leavesOut reports whether a failure is of the packages on this base, so that
+// the base does not wait for them.
+func leavesOut(err error) bool {
+	switch fault.KindOf(err) {
+	case fault.NotFound, fault.Conflict, fault.Scriptlet, fault.Usage:
+		return true
+	}
+	return false
+}
+
+// try resolves, fetches and installs a set of packages.
+func (a *attempt) try(ctx context.Context, set []wanted) error {
+	req := layering.Request{}
+	for _, w := range set {
+		switch {
+		case w.remove:
+			req.Remove = append(req.Remove, w.name)
+		case w.file != "":
+			req.Files = append(req.Files, w.file)
+		default:
+			req.Install = append(req.Install, w.name)
+		}
+	}
+	lock, err := a.session.Resolve(ctx, req)
+	if err != nil {
+		return err
+	}
+	var layer *layering.Layer
+	if len(lock.Install)+len(lock.Remove) > 0 && a.options.stop != afterResolve {
+		if layer, err = a.install(ctx, lock); err != nil {
+			return err
+		}
+	}
+	a.request, a.lock, a.layer = req, lock, layer
+	return nil
+}
+
+func (a *attempt) install(ctx context.Context, lock *layering.Lock) (*layering.Layer, error) {
+	a.cfg.Progress.Step(v1.TaskImporting, fmt.Sprintf("Fetching %d packages", len(lock.Install)))
+	if err := a.session.Fetch(ctx, lock); err != nil || a.options.stop == afterFetch {
+		return nil, err
+	}
+	if r, err := recordOf(a.options.before); err == nil && r != nil {
+		lock.Accounts = r.Lock.Accounts
+	}
+	a.cfg.Progress.Step(v1.TaskImporting, fmt.Sprintf("Installing %d packages", len(lock.Install)))
+	layer, err := a.session.Make(ctx, lock)
+	if err == nil {
+		lock.Accounts = layer.Accounts
+	}
+	return layer, err
+}
+
+// recordOf returns what stands in the image of a deployment with packages; nil
+// for none.
+func recordOf(d *deployment) (*layering.Record, error) {
+	if d == nil || d.image == nil || d.origin.record == nil {
+		return nil, nil
+	}
+	return layering.ReadRecord(d.image.labels)
+}
+
+func (a *attempt) wanted(i packageIntent) (all []wanted) {
+	for _, n := range i.install {
+		all = append(all, wanted{name: n})
+	}
+	for _, f := range i.files {
+		file := f.path
+		if file == "" {
+			file = layering.PackagePath(a.packageDir("cache"), a.session.Engine(), digest.NewDigestFromEncoded(digest.SHA256, f.sum))
+		}
+		all = append(all, wanted{name: f.name, file: file})
+	}
+	for _, n := range i.remove {
+		all = append(all, wanted{name: n, remove: true})
+	}
+	return all
+}
+
+// withoutGone leaves out what is to be removed and is not in the new base.
+func (a *attempt) withoutGone(ctx context.Context, all []wanted) ([]wanted, error) {
+	if !slices.ContainsFunc(all, func(w wanted) bool { return w.remove }) {
+		return all, nil
+	}
+	have, err := a.session.Packages(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(w wanted) bool {
+		return w.remove && !slices.ContainsFunc(have, func(p layering.Package) bool { return p.Name == w.name })
+	}), nil
+}

@@ -1,0 +1,61 @@
+package host
+
+import (
+	"errors"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/layering"
+)
+
+// withPackageImages gives images with packages their names in kedge's layout,
+// and their bases those that the deployments follow.
+func (h *Host) withPackageImages(images []v1.StoredImage, list deployments) ([]v1.StoredImage, error) {
+	local, err := h.storedImages()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range list {
+		if d.origin.record == nil || slices.ContainsFunc(images, func(i v1.StoredImage) bool { return i.Digest == d.imageDigest() }) {
+			continue
+		}
+		if _, i, err := h.store.Base(d); err == nil {
+			images = append(images, v1.StoredImage{Digest: i.digest, Version: i.version, Layers: len(i.layers), Size: i.size(), Deployments: []string{}})
+		}
+	}
+	for n := range images {
+		i := &images[n]
+		for _, s := range local {
+			if s.ManifestDigest == i.Digest {
+				i.Image, i.Base = s.Name, s.Base
+			}
+		}
+		follows := list.find(func(d *deployment) bool { return d.imageDigest() == i.Digest && d.origin.ref != nil })
+		if i.Base == "" && len(i.Deployments) == 0 && follows != nil {
+			i.Image = follows.origin.ref.String()
+		}
+	}
+	slices.SortStableFunc(images, func(a, b v1.StoredImage) int {
+		if c := strings.Compare(a.Image, b.Image); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Digest, b.Digest)
+	})
+	return images, nil
+}
+
+// storedImages lists the layout, without making one.
+func (h *Host) storedImages() ([]layering.Stored, error) {
+	root, err := h.root.OpenRoot(path.Join(h.store.StateDir(), packagesDir, "images"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return layering.Layout{Root: root}.Images()
+}

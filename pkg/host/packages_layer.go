@@ -1,0 +1,262 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/layering"
+	"github.com/kedge-os/kedge/pkg/ocibridge"
+)
+
+// layerBase is an image in the store that packages go on.
+type layerBase struct {
+	ref   ocibridge.Reference
+	root  string
+	image *imageInfo
+}
+
+type layerOptions struct {
+	// before is the deployment that is continued: its /etc has the repositories,
+	// and the accounts of its packages keep their numbers.
+	before *deployment
+	// update: the base moves. What it cannot take is left out, and packages that
+	// were put on it once are taken as they are.
+	update    bool
+	cacheOnly bool
+	// stop ends after a step; nothing is deployed then.
+	stop layerStep
+}
+
+type layerStep int
+
+const (
+	afterResolve layerStep = iota + 1
+	afterFetch
+)
+
+// layered is what an intent came to on a base.
+type layered struct {
+	root     string
+	record   *packageRecord // nil: nothing is asked for
+	lock     *layering.Lock // nil: no package is put on the base
+	warnings []string
+}
+
+// layer puts the packages that are wanted on a base and imports the result. An
+// intent that asks for nothing gives the base itself, and so does one whose
+// packages the base has.
+func (h *Host) layer(ctx context.Context, base layerBase, wants packageIntent, o layerOptions) (*layered, error) {
+	out := &layered{root: base.root}
+	if wants.empty() {
+		return out, nil
+	}
+	out.record = &packageRecord{packageIntent: wants, base: base.image.digest}
+	images, err := h.localImages()
+	if err != nil {
+		return nil, err
+	}
+	defer images.Root.Close()
+	var image *layering.Stored
+	if o.update {
+		if image, err = findStored(images, base.image.digest, wants); err != nil {
+			return nil, err
+		}
+	}
+	if image == nil {
+		if image, err = h.makeLayer(ctx, images, base, out, o); err != nil || image == nil {
+			return out, err
+		}
+	}
+	out.lock = &image.Lock
+	out.record.engine, out.record.inactive = image.Lock.Engine, image.Lock.Inactive
+	if out.record.lock, err = lockDigest(&image.Lock); err != nil {
+		return nil, err
+	}
+	src, err := h.openLocal(ctx, image.Name, base)
+	if err != nil {
+		return nil, err
+	}
+	defer h.cfg.closeQuietly(src)
+	out.root, err = h.store.Import(ctx, src, base.ref, base.root)
+	return out, err
+}
+
+// makeLayer runs the package manager and adds the image that comes of it to the
+// layout; nil where no package is put on the base.
+func (h *Host) makeLayer(ctx context.Context, images layering.Layout, base layerBase, out *layered, o layerOptions) (_ *layering.Stored, err error) {
+	etc, done, err := h.hostEtc(o.before)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	h.cfg.Progress.Step(v1.TaskImporting, "Choosing packages")
+	s, err := layering.Open(ctx, layering.Base{
+		Created: base.image.created,
+		Mount:   func(ctx context.Context, dir string) (string, error) { return h.store.Mount(ctx, base.root, dir) },
+	}, layering.Options{
+		Work: h.packageDir("work"), Cache: h.packageDir("cache"), HostEtc: etc, CacheOnly: o.cacheOnly, Logger: h.cfg.Log,
+	})
+	if err != nil {
+		return nil, withPackages(err, out.record)
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	a := &attempt{Host: h, session: s, options: o}
+	if err := a.sameEngine(out.record); err != nil {
+		return nil, err
+	}
+	if err := a.run(ctx, out); err != nil {
+		return nil, err
+	}
+	out.lock, out.record.engine = a.lock, s.Engine()
+	if a.lock != nil {
+		out.record.inactive = a.lock.Inactive
+		out.record.nameFiles(a.lock)
+	}
+	if o.stop != 0 || a.layer == nil {
+		return nil, nil
+	}
+	if len(a.layer.Secrets) > 0 {
+		out.warnings = append(out.warnings, "keys that a package generated are not in the image: "+someOf(a.layer.Secrets))
+	}
+	image := &layering.Stored{Record: layering.Record{Base: base.image.digest, Request: a.request, Lock: *a.lock}}
+	name, err := localName(base, a.lock)
+	if err != nil {
+		return nil, err
+	}
+	d, err := images.Add(name, layering.BaseImage{Digest: base.image.digest, Manifest: base.image.manifest, Config: base.image.config}, a.request, a.lock, a.layer)
+	if err != nil {
+		return nil, err
+	}
+	image.Derived = *d
+	return image, nil
+}
+
+// withPackages says of a base that cannot take packages what they are.
+func withPackages(err error, r *packageRecord) error {
+	if fault.KindOf(err) != fault.Conflict {
+		return err
+	}
+	return fmt.Errorf("packages are asked for on this host (%s): %w", someOf(append(r.names(), r.remove...)), err)
+}
+
+// hostEtc returns a path of the deployment's /etc that is good until done.
+func (h *Host) hostEtc(d *deployment) (dir string, done func(), err error) {
+	root, vardir, err := h.store.OpenDeployment(d)
+	if err != nil {
+		return "", nil, err
+	}
+	defer root.Close()
+	defer vardir.Close()
+	etc, err := root.Open("etc")
+	if err != nil {
+		return "", nil, err
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", etc.Fd()), func() { _ = etc.Close() }, nil
+}
+
+// Beneath the store's StateDir: kedge's OCI layout of images with packages,
+// what was fetched, and sessions that are under way.
+const packagesDir = "packages"
+
+// packageDir is a path beneath packagesDir: programs are told it.
+func (h *Host) packageDir(name string) string {
+	return filepath.Join(h.root.Name(), h.store.StateDir(), packagesDir, name)
+}
+
+func (h *Host) localImages() (l layering.Layout, err error) {
+	dir := path.Join(h.store.StateDir(), packagesDir, "images")
+	if err := h.root.MkdirAll(dir, 0o755); err != nil {
+		return l, err
+	}
+	l.Root, err = h.root.OpenRoot(dir)
+	return l, err
+}
+
+// openLocal opens an image of the layout. What it is made of has been allowed by
+// the policy when the base was fetched, and by the package manager. Layers of
+// the base that the store lacks come from where the base came from.
+func (h *Host) openLocal(ctx context.Context, name string, base layerBase) (*ocibridge.Source, error) {
+	ref, err := ocibridge.ParseReference(h.packageDir("images")+":"+name, ocibridge.OCI)
+	if err != nil {
+		return nil, err
+	}
+	opt := h.cfg.Images
+	opt.PolicyFile = h.packageDir("policy.json")
+	if err := os.WriteFile(opt.PolicyFile, []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`+"\n"), 0o644); err != nil {
+		return nil, err
+	}
+	return ocibridge.Open(ctx, ref, opt)
+}
+
+// localName names an image with packages: its base and its lock.
+func localName(base layerBase, lock *layering.Lock) (string, error) {
+	sum, err := lockDigest(lock)
+	if err != nil {
+		return "", err
+	}
+	name := strings.ToLower(base.ref.Name)
+	name = name[strings.LastIndexByte(name, '/')+1:]
+	if i := strings.IndexAny(name, ":@"); i >= 0 {
+		name = name[:i]
+	}
+	name = strings.Trim(strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, name), "-")
+	const short = 12
+	return fmt.Sprintf("localhost/kedge/%s:%.*s-%.*s", orDefault(name, "image"), short, trimDigest(base.image.digest), short, trimDigest(sum)), nil
+}
+
+func orDefault(s, fallback string) string {
+	if s == "" {
+		return fallback
+	}
+	return s
+}
+
+func lockDigest(lock *layering.Lock) (string, error) {
+	b, err := json.Marshal(lock)
+	return digest.FromBytes(b).String(), err
+}
+
+// findStored looks for an image that was made of the same request on the same
+// base; nil for none.
+func findStored(images layering.Layout, base string, wants packageIntent) (*layering.Stored, error) {
+	list, err := images.Images()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range list {
+		if s.Base == base && s.Format == layering.Format && slices.Equal(s.Request.Install, wants.install) &&
+			slices.Equal(s.Request.Remove, wants.remove) && sameFiles(&s.Lock, wants.files) {
+			return &s, nil
+		}
+	}
+	return nil, nil
+}
+
+func sameFiles(lock *layering.Lock, files []localPackage) bool {
+	n := 0
+	for _, p := range lock.Install {
+		if p.Repository != "" {
+			continue
+		}
+		if n++; !slices.ContainsFunc(files, func(f localPackage) bool { return "sha256:"+f.sum == p.Checksum }) {
+			return false
+		}
+	}
+	return n == len(files)
+}

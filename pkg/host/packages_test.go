@@ -1,0 +1,248 @@
+package host
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	ociv1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/kedge-os/kedge/e2e/smallimage"
+	"github.com/kedge-os/kedge/internal/lab"
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// packageLab is what hack/lab/packages.sh makes, and a repository that counts
+// what is asked of it.
+type packageLab struct {
+	dir   string
+	url   string
+	asked atomic.Int64
+	down  atomic.Bool
+}
+
+func newPackageLab(t testing.TB, engine string) *packageLab {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("makes roots with package managers, some minutes once, and installs packages in them")
+	}
+	lab.NeedRoot(t)
+	lab.Need(t, "bwrap")
+	dir, err := lab.Make(t.Context(), "packages.sh")
+	must(t, err)
+	l := &packageLab{dir: dir}
+	files := http.FileServer(http.Dir(filepath.Join(dir, map[string]string{"apt": "deb", "dnf": "rpm"}[engine])))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		l.asked.Add(1)
+		if l.down.Load() {
+			http.Error(w, "down", http.StatusServiceUnavailable)
+			return
+		}
+		files.ServeHTTP(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	l.url = srv.URL
+	return l
+}
+
+// image is the lab's root of an engine with a kernel and more files.
+func (l *packageLab) image(t testing.TB, engine string, version int, more ...smallimage.Entry) ociv1.Image {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(l.dir, engine+".tar"))
+	must(t, err)
+	layers := []ociv1.Layer{static.NewLayer(raw, types.OCIUncompressedLayer)}
+	more = append(smallimage.Kernel("6.1.0-"+string(rune('0'+version))+"-test"), more...)
+	img, err := smallimage.Image(string(rune('0'+version))+".0", append(layers, layer(t, more))...)
+	must(t, err)
+	return img
+}
+
+// configure writes the repository into the /etc of the deployment at an index.
+func (l *packageLab) configure(s *stage, index int) {
+	s.write(s.etc(index, "apt/sources.list"), "deb [trusted=yes] "+l.url+" ./\n")
+	s.write(s.etc(index, "yum.repos.d/lab.repo"), "[lab]\nname=lab\nbaseurl="+l.url+"\ngpgcheck=0\n")
+}
+
+func doPackages(o PackagesOptions) func(*stage) (any, error) {
+	return func(s *stage) (any, error) {
+		o := o
+		o.Verb = "pkg add"
+		return s.on(func(h *Host) (any, error) { return h.ChangePackages(s.ctx, o) })
+	}
+}
+
+func doListPackages(s *stage) (any, error) {
+	return s.on(func(h *Host) (any, error) { return h.Packages(s.ctx, false) })
+}
+
+// wantFiles: the root at an index has paths, and lacks those with a "!".
+func wantFiles(index int, paths ...string) func(*testing.T, *stage) {
+	return func(t *testing.T, s *stage) {
+		t.Helper()
+		h := s.open()
+		defer h.Close()
+		list, err := h.store.Deployments()
+		must(t, err)
+		for _, p := range paths {
+			name, lacks := strings.CutPrefix(p, "!")
+			if has, err := h.store.Exists(list[index].root, name); err != nil || has == lacks {
+				t.Errorf("the root of deployment %d has %s: %v, %v", index, name, has, err)
+			}
+		}
+	}
+}
+
+// nothingLeft: no mount and no session of an operation that ended.
+func nothingLeft(t *testing.T, s *stage) {
+	t.Helper()
+	left, err := filepath.Glob(filepath.Join(s.dir, "*/kedge/packages/work/*"))
+	must(t, err)
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	if len(left) > 0 || strings.Contains(string(mounts), s.dir+"/") && !strings.Contains(string(mounts), s.machine) {
+		t.Errorf("left: %q\n%s", left, mounts)
+	}
+}
+
+func packagesLife(t *testing.T, engine string) []step {
+	l := newPackageLab(t, engine)
+	other := map[string]string{"apt": "dnf", "dnf": "apt"}[engine]
+	suffix := map[string]string{"apt": "*.deb", "dnf": "*.rpm"}[engine]
+	push := func(s *stage, tag, engine string, version int, more ...smallimage.Entry) {
+		s.refs[tag], _ = s.pushImage(tag, l.image(s.t, engine, version, more...))
+	}
+	var plain string // the root of the plain image
+	root := func(s *stage) string {
+		h := s.open()
+		defer h.Close()
+		list, err := h.store.Deployments()
+		must(s.t, err)
+		return list[0].root
+	}
+	quiet := func(t *testing.T, _ *stage) {
+		t.Helper()
+		if n := l.asked.Load(); n > 0 {
+			t.Errorf("the repository was asked %d times", n)
+		}
+	}
+	reset := act("", func(*stage) { l.asked.Store(0) })
+	local := func(s *stage, name string) string {
+		found, err := filepath.Glob(filepath.Join(l.dir, map[string]string{"apt": "deb", "dnf": "rpm/*"}[engine], name+suffix))
+		if err != nil || len(found) == 0 {
+			found, err = filepath.Glob(filepath.Join(l.dir, map[string]string{"apt": "deb", "dnf": "rpm"}[engine], name+suffix))
+		}
+		if err != nil || len(found) == 0 {
+			s.t.Fatalf("no file of %s in %s", name, l.dir)
+		}
+		return found[0]
+	}
+	return []step{
+		act("images", func(s *stage) {
+			push(s, "a", engine, 1)
+			push(s, "b", engine, 2)
+			push(s, "other", other, 3)
+			s.image("none", 4)
+		}),
+		{name: "install", do: doInstall("a", "rw")},
+		act("repository", func(s *stage) { l.configure(s, 0); plain = root(s) }),
+		{name: "list of nothing", do: doListPackages},
+		{name: "add what is not there", do: doPackages(PackagesOptions{Add: []string{"lab-chian"}}), kind: fault.NotFound, check: nothingLeft},
+		{name: "add a bad name", do: doPackages(PackagesOptions{Add: []string{"lab;chain"}}), kind: fault.Usage},
+		{name: "add a file that is not there", do: doPackages(PackagesOptions{Add: []string{"/nowhere/x.deb"}}), kind: fault.NotFound},
+		{name: "remove what was not added", do: doPackages(PackagesOptions{Remove: []string{"lab-chain"}}), kind: fault.NotFound},
+		{name: "dry run", do: doPackages(PackagesOptions{Add: []string{"lab-chain"}, DryRun: true}), check: func(t *testing.T, s *stage) {
+			wantFiles(0, "!usr/bin/lab-chain")(t, s)
+			nothingLeft(t, s)
+		}},
+		{name: "add with a failing scriptlet", do: doPackages(PackagesOptions{Add: []string{"lab-failing"}}), kind: fault.Conflict, check: nothingLeft},
+		{name: "download", do: doPackages(PackagesOptions{Add: []string{"lab-chain"}, DownloadOnly: true}), check: wantFiles(0, "!usr/bin/lab-chain")},
+		reset,
+		{name: "add from the cache", do: doPackages(PackagesOptions{Add: []string{"lab-chain"}, CacheOnly: true}), check: func(t *testing.T, s *stage) {
+			quiet(t, s)
+			wantFiles(0, "usr/bin/lab-chain", "usr/bin/lab-link", "usr/bin/lab-anchor")(t, s)
+			wantFiles(1, "!usr/bin/lab-chain")(t, s)
+			nothingLeft(t, s)
+		}},
+		{name: "status with packages", do: doStatus},
+		{name: "list", do: doListPackages},
+		{name: "image list with packages", do: doImages},
+		{name: "add again", do: doPackages(PackagesOptions{Add: []string{"lab-chain"}}), kind: fault.Conflict},
+		{name: "add again, idempotent", do: doPackages(PackagesOptions{Add: []string{"lab-chain"}, Idempotent: true})},
+		reset,
+		{name: "upgrade to the same", do: doUpgrade(UpgradeOptions{}), check: quiet},
+		{name: "switch to an image without a package manager", do: doSwitch(SwitchOptions{Image: "none"}), kind: fault.Conflict},
+		{name: "switch to another package manager", do: doSwitch(SwitchOptions{Image: "other"}), kind: fault.Conflict},
+		{name: "switch keeps the packages", do: doSwitch(SwitchOptions{Image: "b"}), check: func(t *testing.T, s *stage) {
+			wantFiles(0, "usr/bin/lab-chain", "usr/lib/modules/6.1.0-2-test/vmlinuz")(t, s)
+			wantIntact(t, s)
+			nothingLeft(t, s)
+		}},
+		reset,
+		{name: "switch back takes the layer that is there", do: doSwitch(SwitchOptions{Image: "a"}), check: func(t *testing.T, s *stage) {
+			quiet(t, s)
+			wantFiles(0, "usr/bin/lab-chain", "usr/lib/modules/6.1.0-1-test/vmlinuz")(t, s)
+		}},
+		{name: "kargs keep the packages", do: doKargs(KargsOptions{Append: []string{"quiet"}})},
+		{name: "add and remove at once", do: func(s *stage) (any, error) {
+			return doPackages(PackagesOptions{Add: []string{local(s, "lab-bonus"), "lab-daemon"}, Remove: []string{"lab-chain"}})(s)
+		}, check: func(t *testing.T, s *stage) {
+			wantFiles(0, "!usr/bin/lab-chain", "usr/bin/lab-bonus")(t, s)
+		}},
+		{name: "list with a file", do: doListPackages},
+		{name: "rollback brings the intent back", do: doRollback},
+		{name: "list after the rollback", do: doListPackages},
+		{name: "rollback again", do: doRollback},
+		act("a new a", func(s *stage) { push(s, "a", engine, 5) }),
+		{name: "plan upgrade", do: doPlan(PlanOptions{})},
+		act("the repository is down", func(*stage) { l.down.Store(true) }),
+		{name: "upgrade without the repository", do: doUpgrade(UpgradeOptions{}), kind: fault.Unavailable},
+		act("the repository is up", func(*stage) { l.down.Store(false) }),
+		{name: "upgrade keeps a local file", do: doUpgrade(UpgradeOptions{}), check: wantFiles(0, "usr/bin/lab-bonus", "usr/lib/modules/6.1.0-5-test/vmlinuz")},
+		{name: "remove", do: doPackages(PackagesOptions{Remove: []string{"lab-bonus"}})},
+		{name: "list without the file", do: doListPackages},
+		act("the first a", func(s *stage) { push(s, "a", engine, 1) }),
+		{name: "upgrade to the first", do: doUpgrade(UpgradeOptions{})},
+		{name: "remove the last", do: doPackages(PackagesOptions{Remove: []string{"lab-daemon"}}), check: func(t *testing.T, s *stage) {
+			if got := root(s); got != plain {
+				t.Errorf("the root is %s, want that of the plain image, %s", got, plain)
+			}
+			wantIntact(t, s)
+		}},
+		{name: "status of the plain image", do: doStatus},
+		{name: "cleanup", do: doCleanup(CleanupOptions{Rollback: true}), check: func(t *testing.T, s *stage) {
+			if left, err := filepath.Glob(filepath.Join(s.dir, "*/kedge/packages")); err != nil || len(left) > 0 {
+				t.Errorf("packages are kept that nothing needs: %q, %v", left, err)
+			}
+			wantIntact(t, s)
+		}},
+		{name: "history", do: doHistory},
+	}
+}
+
+// TestPackages is TestConformance of packages, with each package manager.
+func TestPackages(t *testing.T) {
+	for _, engine := range []string{"apt", "dnf"} {
+		t.Run(engine, func(t *testing.T) {
+			var all [][]string
+			for _, b := range backends {
+				t.Run(b.name, func(t *testing.T) { all = append(all, run(t, b.name, packagesLife(t, engine))) })
+			}
+			if len(all) != len(backends) || len(all[0]) != len(all[1]) {
+				t.Fatal("a backend did not take all steps")
+			}
+			for i, s := range packagesLife(t, engine) {
+				if diff := cmp.Diff(all[0][i], all[1][i]); diff != "" {
+					t.Errorf("%s: %s (-) and %s (+) differ:\n%s", s.name, backends[0].name, backends[1].name, diff)
+				}
+			}
+		})
+	}
+}
+
