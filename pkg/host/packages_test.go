@@ -245,4 +245,3 @@ func TestPackages(t *testing.T) {
 		})
 	}
 }
-
