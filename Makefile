@@ -18,8 +18,16 @@ export KEDGE_CACHE := $(CACHE)
 # e2e boots machines, kills programs and fills disks; make check leaves it out.
 FAST_PACKAGES = $(shell $(GO) list -tags '$(TAGS)' ./... | grep -v /e2e/)
 E2E_PACKAGES  = $(shell $(GO) list -tags '$(TAGS)' ./... | grep /e2e/)
+# The race detector needs cgo; the product never does. Tests that spend their
+# time in other programs have nothing to show it, nor has package boot, which
+# starts no goroutine.
+RACE_PACKAGES = $(filter-out %/interop $(MODULE)/pkg/boot%,$(FAST_PACKAGES))
+# Packages with tests that -short leaves out, and what make test has to run
+# beyond the race detector's tests.
+LONG_PACKAGES = $(addprefix $(MODULE)/,$(shell grep -rl 'testing.Short()' --include='*_test.go' api cmd hack internal pkg | xargs -n 1 dirname | sort -u))
+REST_PACKAGES = $(filter-out $(filter-out $(LONG_PACKAGES),$(RACE_PACKAGES)),$(FAST_PACKAGES))
 
-.PHONY: all build man deps check test nightly demo bench lint fmt unit race fuzz-seeds e2e size clean help
+.PHONY: all build man deps check test nightly demo bench lint fmt unit race rest e2e size clean help
 
 all: build
 
@@ -66,28 +74,27 @@ unit: deps
 
 check: build size lint unit
 
-# The race detector needs cgo; the product never does. Tests that spend their
-# time in other programs have nothing to show it, nor has package boot, which
-# starts no goroutine.
 race: deps
 	@echo '== unit and oracle tests under the race detector'
-	@CGO_ENABLED=1 $(GO) test $(GOFLAGS_) -race -short -timeout 20m $(filter-out %/interop $(MODULE)/pkg/boot%,$(FAST_PACKAGES))
+	@CGO_ENABLED=1 $(GO) test $(GOFLAGS_) -race -short -timeout 20m $(RACE_PACKAGES)
 
-# One package at a time: each wants both cores.
-e2e: deps build
-	@echo '== end to end: hostile input, crashes, machines that boot (20 minutes)'
-	@$(GO) test $(GOFLAGS_) -timeout 60m -p 1 $(E2E_PACKAGES)
-
-test: build size lint race
+# What was not run under the race detector, and the tests that -short leaves out.
+rest: deps
 	@echo '== unit and oracle tests, the long ones too'
-	@$(GO) test $(GOFLAGS_) -timeout 20m $(FAST_PACKAGES)
-	@echo '== end to end: hostile input, crashes, machines that boot (20 minutes)'
-	@$(GO) test $(GOFLAGS_) -timeout 60m -p 1 $(E2E_PACKAGES)
+	@$(GO) test $(GOFLAGS_) -timeout 20m $(REST_PACKAGES)
+
+# Two packages at a time: while machines want the processors, others wait for
+# the disk.
+e2e: deps build
+	@echo '== end to end: hostile input, crashes, machines that boot (15 minutes)'
+	@$(GO) test $(GOFLAGS_) -timeout 60m -p 2 $(E2E_PACKAGES)
+
+test: build size lint race rest e2e
 
 nightly: export KEDGE_NIGHTLY := 1
 nightly: build size lint race
 	$(GO) test $(GOFLAGS_) -count 1 -timeout 1h $(FAST_PACKAGES)
-	$(GO) test $(GOFLAGS_) -count 1 -timeout 4h -p 1 $(E2E_PACKAGES)
+	$(GO) test $(GOFLAGS_) -count 1 -timeout 4h -p 2 $(E2E_PACKAGES)
 	hack/fuzz.sh 5m
 
 demo: deps build
