@@ -151,6 +151,7 @@ func (im *Import) writeContainer(ctx context.Context, c *Container) (merge objec
 			return merge, err
 		}
 	}
+	im.settle(set)
 	base, err := im.writeBase(txn, c.Base)
 	if err != nil {
 		return merge, err
@@ -437,45 +438,18 @@ func (im *Import) indexes(set *objectSet, layers []ContainerLayer, trees []*laye
 		if have == nil || (trees[i] != nil && trees[i].partial) {
 			continue
 		}
-		saved := &savedLayer{commit: commits[i], blob: l.Digest, records: set.recordsOf(l, trees[i])}
-		if have.stored && have.equal(saved.commit, saved.blob, saved.records) {
+		saved := &savedLayer{commit: commits[i], blob: l.Digest}
+		records := set.recordsOf(l, trees[i])
+		if have.stored && have.equal(saved.commit, saved.blob, records) {
 			continue
 		}
 		index, err := im.openIndex(l.DiffID)
 		if err != nil {
 			continue // it is not kept, and fetched again
 		}
-		if err := errors.Join(u.add(l.DiffID, saved, index), index.Close()); err != nil {
+		if err := errors.Join(u.add(l.DiffID, saved, index, records), index.Close()); err != nil {
 			return u, err
 		}
 	}
 	return u, nil
-}
-
-// recordsOf returns the records of a layer's contents.
-func (s *objectSet) recordsOf(l *ContainerLayer, t *layerTree) []record {
-	n := len(l.Objects)
-	if t != nil {
-		_ = t.tree.Walk(func(string, *fstree.Inode) error { n++; return nil })
-	}
-	all := records{list: make([]record, 0, n)}
-	add := func(n *fstree.Inode) {
-		if n.IsRegular() && n.Size > 0 {
-			h := &s.headers[s.header(n)]
-			all.add(record{n.Content, h.hash, s.checksum(n)})
-		}
-	}
-	for _, o := range l.Objects {
-		if o.Unsorted {
-			// No header leads to this object; it only has the content.
-			all.add(record{contentOf(o.Inode), hashHeader(o.Checksum[:]), o.Checksum})
-			continue
-		}
-		add(o.Inode)
-	}
-	if t != nil {
-		_ = t.tree.Walk(func(_ string, n *fstree.Inode) error { add(n); return nil })
-	}
-	all.sort()
-	return all.list
 }

@@ -63,6 +63,7 @@ type Import struct {
 
 	mu      sync.Mutex
 	known   records                 // what is known of contents, staged or in the repository
+	settled *objectSet              // what is known of them at the end, in place of known
 	layers  map[string]*savedLayer  // by diffID: those of this import
 	full    bool                    // the file system was full
 	foreign map[string]foreignImage // by diffID: layers of the repository's images; nil before it is needed
@@ -150,7 +151,7 @@ func (im *Import) keep(diffID string, l *savedLayer) {
 	small := *l
 	small.index, small.records = nil, nil
 	if l.stored {
-		small.sum = sumRecords(l.records)
+		small.sum = sumRecords(listOf(l.records))
 	}
 	im.layers[diffID] = &small
 	im.known.add(l.records...)
@@ -282,7 +283,18 @@ func (im *Import) openRecord(r record) (io.ReadCloser, error) {
 func (im *Import) lookup(d fstree.Digest) []record {
 	im.mu.Lock()
 	defer im.mu.Unlock()
+	if im.settled != nil {
+		return im.settled.of(d)
+	}
 	return slices.Clone(im.known.of(d))
+}
+
+// settle makes the objects of a set, which all are there, what is known of
+// contents.
+func (im *Import) settle(s *objectSet) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.settled, im.known = s, records{}
 }
 
 func (im *Import) hasObject(c object.Checksum, t object.Type) bool {

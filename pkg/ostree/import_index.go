@@ -24,7 +24,7 @@ type indexUpdate struct {
 }
 
 // add writes a layer's file with the index that another one has.
-func (u *indexUpdate) add(diffID string, l *savedLayer, index *savedIndex) (err error) {
+func (u *indexUpdate) add(diffID string, l *savedLayer, index *savedIndex, r recordList) (err error) {
 	name, err := layerFileName(diffID)
 	if err != nil {
 		return err
@@ -32,7 +32,7 @@ func (u *indexUpdate) add(diffID string, l *savedLayer, index *savedIndex) (err 
 	u.names = append(u.names, name)
 	f, err := u.state.OpenFile(layersDir+"/"+unfinished+name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err == nil {
-		err = errors.Join(l.write(f, index, index.size), f.Close())
+		err = errors.Join(l.write(f, index, index.size, r), f.Close())
 	}
 	if err != nil {
 		return fmt.Errorf("save the index of layer %s: %w", diffID, err)

@@ -98,15 +98,54 @@ func (s *objectSet) want(n *fstree.Inode) {
 // wantTree adds the regular files of a tree but those that tree wanted, which
 // may be nil, has at the same path.
 func (s *objectSet) wantTree(t, wanted *fstree.Tree) {
-	_ = t.Walk(func(path string, n *fstree.Inode) error {
-		if n.IsRegular() && (wanted == nil || wanted.Lookup(path) != n) {
-			s.want(n)
-		}
-		return nil
-	})
+	var root *fstree.Inode
+	if wanted != nil {
+		root = wanted.Root
+	}
+	n := 0
+	eachFile(t.Root, root, func(*fstree.Inode) { n++ })
+	s.list = slices.Grow(s.list, n)
+	eachFile(t.Root, root, s.want)
 }
 
+// eachFile calls fn for the regular files below dir that but, which may be nil,
+// does not have at the same place.
+func eachFile(dir, but *fstree.Inode, fn func(*fstree.Inode)) {
+	for _, e := range dir.Entries() {
+		var other *fstree.Inode
+		if but != nil {
+			other = but.Lookup(e.Name)
+		}
+		switch {
+		case e.Inode.IsDir():
+			eachFile(e.Inode, other, fn)
+		case e.Inode.IsRegular() && other != e.Inode:
+			fn(e.Inode)
+		}
+	}
+}
+
+// seal puts the items in the order of their records.
 func (s *objectSet) seal() {
+	order := make([]int32, len(s.headers))
+	for i := range order {
+		order[i] = int32(i)
+	}
+	slices.SortFunc(order, func(a, b int32) int { return bytes.Compare(s.headers[a].hash[:], s.headers[b].hash[:]) })
+	headers, number := make([]fileHeader, len(order)), make([]int32, len(order))
+	for i, old := range order {
+		headers[i], number[old] = s.headers[old], int32(i)
+	}
+	s.headers = headers
+	for hash, old := range s.byHash {
+		s.byHash[hash] = number[old]
+	}
+	for key, old := range s.headerOf {
+		s.headerOf[key] = number[old]
+	}
+	for i := range s.list {
+		s.list[i].header = number[s.list[i].header]
+	}
 	slices.SortFunc(s.list, item.compare)
 	s.list = slices.CompactFunc(s.list, func(a, b item) bool { return a.compare(b) == 0 })
 }
@@ -117,11 +156,16 @@ func (s *objectSet) checksum(n *fstree.Inode) object.Checksum {
 	if n.IsSymlink() {
 		return sha256.Sum256(object.FileHeader(n.UID, n.GID, n.Mode, n.Target, n.Xattrs))
 	}
+	return s.list[s.find(n)].object
+}
+
+// find returns the number of a regular file that was wanted.
+func (s *objectSet) find(n *fstree.Inode) int {
 	i, ok := slices.BinarySearchFunc(s.list, item{file: n, header: s.header(n)}, item.compare)
 	if !ok {
 		panic("ostree: checksum of a file that nobody wanted")
 	}
-	return s.list[i].object
+	return i
 }
 
 // index makes has possible, when the checksum of every item is known.

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 	"strings"
 
@@ -69,11 +70,91 @@ func (s *records) of(d fstree.Digest) []record {
 	return s.list[i:j]
 }
 
-// sumRecords tells sets of sorted records apart.
-func sumRecords(list []record) (out [sha256.Size]byte) {
+// recordList is a sorted list of records that need not be in memory.
+type recordList struct {
+	n   int
+	all iter.Seq[record]
+}
+
+func listOf(r []record) recordList { return recordList{len(r), slices.Values(r)} }
+
+// recordsOf returns the records of a layer's contents. The set has nearly all of
+// them, in their order; of a large layer there is no room for a second list.
+func (s *objectSet) recordsOf(l *ContainerLayer, t *layerTree) recordList {
+	used := make([]bool, len(s.list))
+	out := recordList{}
+	use := func(n *fstree.Inode) {
+		if !n.IsRegular() || n.Size == 0 {
+			return
+		}
+		if i := s.find(n); !used[i] {
+			used[i] = true
+			out.n++
+		}
+	}
+	var unsorted records
+	for _, o := range l.Objects {
+		if o.Unsorted {
+			// No header leads to this object; it only has the content.
+			unsorted.add(record{contentOf(o.Inode), hashHeader(o.Checksum[:]), o.Checksum})
+			continue
+		}
+		use(o.Inode)
+	}
+	if t != nil {
+		eachFile(t.tree.Root, nil, use)
+	}
+	unsorted.sort()
+	out.n += len(unsorted.list)
+	out.all = func(yield func(record) bool) {
+		rest := unsorted.list
+		for i := range s.list {
+			if !used[i] {
+				continue
+			}
+			r := s.record(i)
+			for len(rest) > 0 && rest[0].compare(&r) < 0 {
+				if !yield(rest[0]) {
+					return
+				}
+				rest = rest[1:]
+			}
+			if !yield(r) {
+				return
+			}
+		}
+		for _, r := range rest {
+			if !yield(r) {
+				return
+			}
+		}
+	}
+	return out
+}
+
+// record returns what the record of an item says.
+func (s *objectSet) record(i int) record {
+	it := &s.list[i]
+	return record{it.content(), s.headers[it.header].hash, it.object}
+}
+
+// of returns the records of a content.
+func (s *objectSet) of(d fstree.Digest) (out []record) {
+	i, _ := slices.BinarySearchFunc(s.list, d, func(it item, d fstree.Digest) int {
+		c := it.content()
+		return bytes.Compare(c[:], d[:])
+	})
+	for ; i < len(s.list) && s.list[i].content() == d; i++ {
+		out = append(out, s.record(i))
+	}
+	return out
+}
+
+// sumRecords tells lists apart.
+func sumRecords(list recordList) (out [sha256.Size]byte) {
 	h := sha256.New()
-	for i := range list {
-		list[i].write(h)
+	for r := range list.all {
+		r.write(h)
 	}
 	h.Sum(out[:0])
 	return out

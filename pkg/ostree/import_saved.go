@@ -34,7 +34,7 @@ type savedLayer struct {
 }
 
 // equal compares what two layers of the same index say of their contents.
-func (l *savedLayer) equal(commit object.Checksum, blob string, records []record) bool {
+func (l *savedLayer) equal(commit object.Checksum, blob string, records recordList) bool {
 	return l.commit == commit && l.blob == blob && l.sum == sumRecords(records)
 }
 
@@ -46,8 +46,8 @@ const (
 var errLayerFile = errors.New("not a layer file of this version of kedge")
 
 // write writes the file with an index of size bytes, which may be that of
-// another file.
-func (l *savedLayer) write(w io.Writer, index io.Reader, size int64) error {
+// another file, and the given records.
+func (l *savedLayer) write(w io.Writer, index io.Reader, size int64, records recordList) error {
 	h := sha256.New()
 	b := bufio.NewWriterSize(w, 64<<10)
 	both := io.MultiWriter(b, h)
@@ -58,9 +58,9 @@ func (l *savedLayer) write(w io.Writer, index io.Reader, size int64) error {
 	if _, err := io.CopyN(both, index, size); err != nil {
 		return err
 	}
-	_, _ = both.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(l.records))))
-	for i := range l.records {
-		l.records[i].write(both)
+	_, _ = both.Write(binary.LittleEndian.AppendUint64(nil, uint64(records.n)))
+	for r := range records.all {
+		r.write(both)
 	}
 	_, _ = b.Write(h.Sum(nil))
 	return b.Flush() // bufio keeps the first error

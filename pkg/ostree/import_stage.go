@@ -355,7 +355,7 @@ func (s *contentStage) replace(name string, l *savedLayer) error {
 		return err
 	}
 	defer f.discard()
-	if err := l.write(f, bytes.NewReader(l.index), int64(len(l.index))); err != nil {
+	if err := l.write(f, bytes.NewReader(l.index), int64(len(l.index)), listOf(l.records)); err != nil {
 		return err
 	}
 	side := "new-" + randomName()

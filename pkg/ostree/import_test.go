@@ -71,7 +71,7 @@ func TestSpeculation(t *testing.T) {
 			t.Errorf("with the guess %s the commit is %s, expected %s", guess, got, want)
 		}
 		// Without a guess the image's own policy is it, once it has passed by.
-		all := len(im.known.list)
+		all := len(im.settled.list)
 		if got := im.Rehashed; (guess == "right") != (got == 0) || (guess == "none") != (got > 0 && got < all/2) {
 			t.Errorf("with the guess %s %d contents of %d were hashed again", guess, got, all)
 		}
@@ -386,7 +386,7 @@ func FuzzLayerFile(f *testing.F) {
 func encodeLayer(t testing.TB, l *savedLayer) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := l.write(&b, bytes.NewReader(l.index), int64(len(l.index))); err != nil {
+	if err := l.write(&b, bytes.NewReader(l.index), int64(len(l.index)), listOf(l.records)); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
