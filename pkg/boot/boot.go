@@ -97,6 +97,9 @@ type Options struct {
 type Sysroot struct {
 	opts Options
 	log  *slog.Logger
+	// again names what WithDefault made the default, whose tries begin anew where
+	// they are used up.
+	again string
 
 	root *os.Root // holds ostree/
 	boot *os.Root // holds loader and ostree/STATEROOT-BOOTCSUM; nil: no boot directory

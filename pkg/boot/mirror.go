@@ -62,7 +62,7 @@ func (s *Sysroot) mirrorItem(d *Deployment, entry *bls.Entry, i, n int) loader.I
 	item := loader.Item{ID: d.Stateroot + "/" + d.Name(), Name: s.mirrorName(), Entry: e}
 	if i == 0 && n > 1 {
 		// The only one has nothing to fall back to.
-		item.Tries = s.opts.Tries
+		item.Tries, item.Renew = s.tries(d), s.again == item.ID
 	}
 	item.Files = func() ([]loader.File, error) {
 		var files []loader.File
@@ -80,6 +80,15 @@ func (s *Sysroot) mirrorItem(d *Deployment, entry *bls.Entry, i, n int) loader.I
 		return files, nil
 	}
 	return item
+}
+
+// tries returns how often a deployment that the menu does not have, or that is to
+// be tried again, is tried.
+func (s *Sysroot) tries(d *Deployment) uint64 {
+	if _, err := s.root.Stat(path.Join(d.Dir(), loader.BlessProgram)); err != nil {
+		return 0
+	}
+	return s.opts.Tries
 }
 
 func value(e *bls.Entry, key string) string {

@@ -32,6 +32,7 @@ func (s *Sysroot) With(fresh *Deployment, r Retention) []*Deployment {
 // WithDefault returns the list for Write in which d is the default and all
 // others keep their order. A staged deployment goes.
 func (s *Sysroot) WithDefault(d *Deployment) []*Deployment {
+	s.again = d.Stateroot + "/" + d.Name()
 	list := []*Deployment{d}
 	for _, o := range s.list {
 		if !o.Staged && !o.same(d) {

@@ -54,7 +54,7 @@ func openComposefs(cfg Config) (_ store, err error) {
 		cfg: cfg, change: announcement{dir: composefsState, log: cfg.Log},
 		files: map[string]*composefs.Files{}, manifests: map[string]string{},
 	}
-	o := imageroot.Options{Repo: (*imageFiles)(s), Logger: cfg.Log, Clock: cfg.Clock, Host: cfg.Machine, NoSync: cfg.NoSync, Writable: cfg.Write}
+	o := imageroot.Options{Repo: (*imageFiles)(s), Logger: cfg.Log, Clock: cfg.Clock, Host: cfg.Machine, NoSync: cfg.NoSync, Writable: cfg.Write, Tries: cfg.tries()}
 	if cfg.Machine == "/" {
 		o.StartFinalizer = boot.StartFinalizer
 	}

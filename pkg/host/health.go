@@ -15,6 +15,7 @@ import (
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/pkg/boot/assess"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -63,6 +64,14 @@ func CheckHealth(ctx context.Context, cfg Config) error {
 		return err
 	}
 	return wrap("check the health", atomicfile.Write(machine, reportFile, data, 0o644))
+}
+
+// tries is how often a boot loader that counts tries a new root of the sysroot.
+func (c Config) tries() uint64 {
+	if !c.onMachine() {
+		return assess.DefaultTries
+	}
+	return assess.Tries(c.Machine)
 }
 
 // bootID names this boot of the machine, "" where the kernel does not say.
@@ -287,7 +296,7 @@ func (h *Host) bless(ctx context.Context) error {
 	if !c.Counts {
 		return fault.New(fault.Conflict, "add the package with systemd-bless-boot to the image", "%s", c.Why)
 	}
-	out, err := exec.CommandContext(ctx, path.Join(h.cfg.Machine, assess.BlessProgram), "good").CombinedOutput()
+	out, err := exec.CommandContext(ctx, path.Join(h.cfg.Machine, loader.BlessProgram), "good").CombinedOutput()
 	if err != nil {
 		return fault.New(fault.IO, "the boot loader's file system has to be mounted and writable", "systemd-bless-boot good: %w: %s", err, strings.TrimSpace(string(out)))
 	}

@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,10 @@ import (
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/e2e/smallimage"
+	"github.com/kedge-os/kedge/internal/lab"
+	"github.com/kedge-os/kedge/pkg/boot/bls"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
+	"github.com/kedge-os/kedge/pkg/boot/loader/loadertest"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -455,4 +460,69 @@ func healthLife() []step {
 		{name: "mark-good", do: doMarkGood},
 		{name: "history", do: doHistory},
 	}
+}
+
+// TestCountedEntries: with systemd-boot a new root is counted where it can be
+// blessed, and one that was given up is tried again when somebody asks for it.
+func TestCountedEntries(t *testing.T) { onBoth(t, testCountedEntries) }
+
+func testCountedEntries(t *testing.T, w *world) {
+	ctx := context.Background()
+	esp := espWorld(t, w)
+	counters := func() string {
+		entries, err := lab.Entries(esp) // in the order of the menu
+		must(t, err)
+		var all []string
+		for _, e := range entries {
+			c := "-"
+			if n := bls.CounterOf(e.File); n != nil {
+				c = fmt.Sprintf("+%d-%d", n.Left, n.Done)
+			}
+			all = append(all, c)
+		}
+		return strings.Join(all, " ")
+	}
+	want := func(when, want string) {
+		t.Helper()
+		if got := counters(); got != want {
+			t.Errorf("%s: the menu's counters are %q, want %q", when, got, want)
+		}
+	}
+	pushBlessed := func(tag string, version int) string {
+		ref, _ := w.push(tag, version,
+			smallimage.Dir("usr/lib/systemd"), smallimage.Dir("usr/lib/systemd/boot"), smallimage.Dir("usr/lib/systemd/boot/efi"),
+			smallimage.File("usr/lib/systemd/boot/efi/systemd-bootx64.efi", 0o755, string(loadertest.Program("257.1"))),
+			smallimage.File(loader.BlessProgram, 0o755, "#!/bin/sh\n"))
+		return ref
+	}
+	o := w.options(pushBlessed("one", 1), "rw")
+	o.Bootloader = "systemd-boot"
+	_, err := Install(ctx, w.config(), o)
+	must(t, err)
+	want("the only root", "-")
+	w.switchTo(w.pushBoot("unblessed", 2, "257.1"))
+	want("a root without systemd-bless-boot", "- -")
+	w.switchTo(pushBlessed("two", 3))
+	want("a new root", "+3-0 -")
+	w.do(func(h *Host) (*v1.Result, error) { return h.Rollback(ctx) })
+	want("after a rollback", "- +3-0")
+	w.do(func(h *Host) (*v1.Result, error) { return h.Deploy(ctx, "3.0") })
+	want("asked for again", "+3-0 -")
+
+	counted, err := filepath.Glob(esp + "/loader/entries/*+3-0.conf")
+	must(t, err)
+	if len(counted) != 1 {
+		t.Fatalf("counted entries: %q", counted)
+	}
+	must(t, os.Rename(counted[0], strings.Replace(counted[0], "+3-0", "+0-3", 1)))
+	w.bootOther()
+	w.plug(esp)
+	w.bootComplete()
+	want("after the fallback", "- +0-3")
+	s := w.status()
+	if r := s.Status.Kedge.LastRollback; r == nil || r.By != v1.ByLoader || r.Reason != v1.HeldExhausted || r.FromVersion != "3.0" {
+		t.Errorf("last rollback = %+v", r)
+	}
+	w.do(func(h *Host) (*v1.Result, error) { return h.Deploy(ctx, "3.0") })
+	want("asked for after it was given up", "+3-0 -")
 }

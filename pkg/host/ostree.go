@@ -40,7 +40,7 @@ type ostreeStore struct {
 func openOSTree(cfg Config) (store, error) {
 	s := &ostreeStore{cfg: cfg, change: announcement{dir: stateDir, log: cfg.Log}}
 	var err error
-	o := boot.Options{Repo: (*bootRepo)(s), Logger: cfg.Log, Clock: cfg.Clock, Host: cfg.Machine, NoSync: cfg.NoSync, Writable: cfg.Write}
+	o := boot.Options{Repo: (*bootRepo)(s), Logger: cfg.Log, Clock: cfg.Clock, Host: cfg.Machine, NoSync: cfg.NoSync, Writable: cfg.Write, Tries: cfg.tries()}
 	if cfg.Machine == "/" {
 		o.StartFinalizer = boot.StartFinalizer
 	}

@@ -19,6 +19,13 @@ import (
 // enough for a network to come up, short enough to wait for it.
 const DefaultTimeout = time.Minute
 
+// DefaultTries is how often a boot loader that counts tries a new root, and
+// maxTries the most, as with libostree.
+const (
+	DefaultTries = 3
+	maxTries     = 5
+)
+
 // maxConfig bounds a configuration file.
 const maxConfig = 64 << 10
 
@@ -34,6 +41,8 @@ type config struct {
 	// Timeout is of every check, as "90s"; Timeouts of those with that name.
 	Timeout  string            `toml:"timeout"`
 	Timeouts map[string]string `toml:"timeouts"`
+	// Tries is how often a new root is tried; 0: until it is given up by hand.
+	Tries *uint64 `toml:"tries"`
 	// Disabled are names of checks that do not run, greenboot's too.
 	Disabled []string `toml:"disabled"`
 }
@@ -78,6 +87,12 @@ func (c *config) merge(text string) error {
 			return fault.New(fault.Corrupt, "", "%q is no time such as 90s or 5m", v)
 		}
 	}
+	if f.Tries != nil {
+		if *f.Tries > maxTries {
+			return fault.New(fault.Corrupt, "", "tries = %d: it must be a number from 0 to %d", *f.Tries, maxTries)
+		}
+		c.Tries = f.Tries
+	}
 	if f.Timeout != "" {
 		c.Timeout = f.Timeout
 	}
@@ -95,6 +110,15 @@ func (c *config) timeout(name string) time.Duration {
 		}
 	}
 	return DefaultTimeout
+}
+
+// Tries returns how often the machine whose root is the directory root has a boot
+// loader try a new root.
+func Tries(root string) uint64 {
+	if cfg, _ := loadConfig(root); cfg.Tries != nil {
+		return *cfg.Tries
+	}
+	return DefaultTries
 }
 
 var disabledForm = regexp.MustCompile(`(?m)^[ \t]*DISABLED_HEALTHCHECKS=\(([^)]*)\)`)

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/kedge-os/kedge/pkg/boot/loader"
 )
 
 // Variables by which a boot loader says what it is and did (the Boot Loader
@@ -20,10 +22,6 @@ const (
 
 // featureCounting is the bit of LoaderFeatures that says that it counts boots.
 const featureCounting = 1 << 4
-
-// BlessProgram removes the counter of an entry that has booted well; without it
-// every root would be given up after its tries.
-const BlessProgram = "usr/lib/systemd/systemd-bless-boot"
 
 // Counting is what is known of how the running machine's boots are counted.
 type Counting struct {
@@ -42,7 +40,7 @@ func ReadCounting(machine string) Counting {
 	c := Counting{Loader: text16(variable(machine, varInfo)), Counted: len(variable(machine, varCounted)) > 0}
 	features := variable(machine, varFeatures)
 	_, efi := os.Stat(filepath.Join(machine, "sys/firmware/efi"))
-	_, bless := os.Stat(filepath.Join(machine, BlessProgram))
+	_, bless := os.Stat(filepath.Join(machine, loader.BlessProgram))
 	switch {
 	case efi != nil:
 		c.Why = "the machine was not started through UEFI, and no boot loader that counts boots is known here"

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf16"
+
+	"github.com/kedge-os/kedge/pkg/boot/loader"
 )
 
 // efi writes variables as the kernel shows them.
@@ -43,7 +45,7 @@ func TestReadCounting(t *testing.T) {
 			machine := t.TempDir()
 			efi(t, machine, tc.info, tc.features, tc.counted)
 			if tc.bless {
-				put(t, machine, BlessProgram, "", 0o755)
+				put(t, machine, loader.BlessProgram, "", 0o755)
 			}
 			c := ReadCounting(machine)
 			if c.Loader != tc.info || c.Counts != tc.counts || c.Counted != tc.isCount || !strings.Contains(c.Why, tc.why) || c.Counts != (c.Why == "") {

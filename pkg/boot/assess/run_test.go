@@ -219,6 +219,13 @@ func TestFind(t *testing.T) {
 	put(t, root, greenbootConfig, "GREENBOOT_MAX_BOOT_ATTEMPTS=3\nDISABLED_HEALTHCHECKS=( \"off.sh\"\n 'other.sh' )\n", 0o644)
 	put(t, root, "/usr/lib/kedge/health.toml", "timeout = \"5m\"\n", 0o644)
 	put(t, root, "/etc/kedge/health.toml", "[timeouts]\n20-b = \"2s\"\n", 0o644)
+	if n := Tries(root); n != DefaultTries {
+		t.Errorf("tries = %d where nothing is said", n)
+	}
+	put(t, root, "/etc/kedge/health.toml", "tries = 1\n[timeouts]\n20-b = \"2s\"\n", 0o644)
+	if n := Tries(root); n != 1 {
+		t.Errorf("tries = %d, want 1", n)
+	}
 	checks, problems := Find(root)
 	if len(problems) > 0 {
 		t.Error(problems)
@@ -240,7 +247,7 @@ func TestFind(t *testing.T) {
 
 func TestBadConfig(t *testing.T) {
 	for name, text := range map[string]string{
-		"no TOML": "timeout 3", "unknown key": `timeuot = "3s"`, "no time": `timeout = "soon"`, "negative": "[timeouts]\na = \"-3s\"", "too large": strings.Repeat("#", maxConfig+1),
+		"no TOML": "timeout 3", "unknown key": `timeuot = "3s"`, "no time": `timeout = "soon"`, "many tries": "tries = 6", "negative": "[timeouts]\na = \"-3s\"", "too large": strings.Repeat("#", maxConfig+1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()

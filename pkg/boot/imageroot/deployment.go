@@ -52,6 +52,7 @@ type Deployment struct {
 	Held bool
 
 	entryFile string // its name in loader/entries, "" before the first Write
+	again     bool   // it was made the default: used up tries begin anew
 	// pending: its /etc and origin wait in kedge's own directory, since its state
 	// directory is in use by an entry of the list.
 	pending bool

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -63,7 +64,7 @@ func (s *Sysroot) items(images *images, list []*Deployment) []loader.Item {
 		item := loader.Item{ID: d.lineID(), Name: position{i, len(list)}.base(list[0]), Entry: d.Entry}
 		if i == 0 && len(list) > 1 {
 			// The only one has nothing to fall back to.
-			item.Tries = s.opts.Tries
+			item.Tries, item.Renew = s.tries(images, d), d.again
 		}
 		if dir, ok := kernelDirOf(d.Entry); ok && d.Type == TypeBLS {
 			item.Files = func() ([]loader.File, error) { return kernelFiles(images, d.Digest, dir) }
@@ -71,6 +72,22 @@ func (s *Sysroot) items(images *images, list []*Deployment) []loader.Item {
 		items = append(items, item)
 	}
 	return items
+}
+
+// tries returns how often a deployment that the menu does not have, or that is to
+// be tried again, is tried. Images are read only for those.
+func (s *Sysroot) tries(images *images, d *Deployment) uint64 {
+	if s.opts.Tries == 0 || d.entryFile != "" && !d.again {
+		return 0
+	}
+	image, err := images.get(d.Digest)
+	if err != nil {
+		return 0
+	}
+	if _, err := fs.Stat(image, loader.BlessProgram); err != nil {
+		return 0
+	}
+	return s.opts.Tries
 }
 
 func kernelFiles(images *images, digest, dir string) ([]loader.File, error) {

@@ -94,7 +94,14 @@ type Item struct {
 	// the next line is taken; 0: it is not counted. What is left of them is not
 	// changed afterwards.
 	Tries uint64
+	// Renew gives a deployment whose tries are used up Tries again: somebody asked
+	// for it.
+	Renew bool
 }
+
+// BlessProgram is what a root needs to say that a boot of it was good; its entry
+// is not counted without, for it would be given up after some good boots.
+const BlessProgram = "usr/lib/systemd/systemd-bless-boot"
 
 // KeyID is the key of an entry that names its deployment. Boot loaders pass it
 // over and bootc keeps it.

@@ -95,7 +95,7 @@ func (l *Loader) Commit(ctx context.Context, m loader.Menu) error {
 }
 
 // render makes the entry of an item. A deployment that the menu has keeps what
-// is left of its tries.
+// is left of its tries, unless nothing is and it is to be tried again.
 func render(m loader.Menu, item loader.Item, key string, ours []found) rendered {
 	e := item.Entry.Clone()
 	e.Set("sort-key", key)
@@ -110,10 +110,11 @@ func render(m loader.Menu, item loader.Item, key string, ours []found) rendered 
 	r := rendered{base: item.Name + "." + hex.EncodeToString(sum[:4]), text: text}
 	counter := ""
 	i := slices.IndexFunc(ours, func(f found) bool { return f.ID != "" && f.ID == item.ID })
+	renew := i >= 0 && item.Renew && ours[i].Counter != nil && ours[i].Counter.Left == 0
 	switch {
-	case i >= 0 && ours[i].Counter != nil:
+	case i >= 0 && ours[i].Counter != nil && !renew:
 		counter = fmt.Sprintf("+%d-%d", ours[i].Counter.Left, ours[i].Counter.Done)
-	case i < 0 && item.Tries > 0:
+	case (i < 0 || renew) && item.Tries > 0:
 		counter = fmt.Sprintf("+%d", item.Tries)
 	}
 	r.file = r.base + counter + ".conf"
