@@ -10,11 +10,12 @@ import (
 )
 
 // TestTraceCountsAndKills holds the tracer against a script whose changes are
-// known, some of them made by child processes.
+// known, some of them made by child processes, one of which wants to be out of
+// the tracer's sight.
 func TestTraceCountsAndKills(t *testing.T) {
-	lab.Need(t, "sh", "mv", "ln")
+	lab.Need(t, "sh", "mv", "ln", "setsid")
 	lab.NeedRoot(t)
-	const script = `cd "$0"; mkdir a; echo x >a/f; mv a/f a/g; ln -s g a/l; echo lost >/dev/null; (echo y >>a/g); echo done`
+	const script = `cd "$0"; mkdir a; echo x >a/f; mv a/f a/g; ln -s g a/l; echo lost >/dev/null; (exec setsid sh -c "echo y >>a/g"); echo done`
 	steps := []string{"mkdir", "openat", "write", "renameat2", "symlinkat", "openat", "write"}
 	dir := t.TempDir()
 	run, err := Trace(dir, 0, "/bin/sh", "-c", script, dir)
