@@ -23,7 +23,7 @@ type Finalized struct {
 // Finalize makes the deployment that kedge staged the default: it merges /etc
 // again, now with what changed since the staging, and writes the list. Kernels
 // are there already; of /etc only what changed is written. What others staged,
-// or is held, is left alone.
+// or is held, is left alone. A mirror of /boot is brought up to date in any case.
 //
 // The commit point is Write's. Before it, a failure keeps the old default and
 // leaves a stamp that Failure reads, also after the reboot.
@@ -35,13 +35,14 @@ func (s *Sysroot) Finalize(ctx context.Context) (Finalized, error) {
 	switch {
 	case d == nil:
 		s.log.Info("nothing is staged")
-		return Finalized{}, nil
 	case !d.Ours:
 		s.log.Info("the staged deployment is not kedge's to finalize", "deployment", d.Name())
-		return Finalized{}, nil
 	case d.Held:
 		s.log.Info("the staged deployment is held", "deployment", d.Name())
-		return Finalized{}, nil
+	}
+	if d == nil || !d.Ours || d.Held {
+		// What ostree changed since the boot has to be in the loader's menu.
+		return Finalized{}, s.mirror(ctx)
 	}
 	result, err := s.finalize(ctx, d)
 	if err != nil {

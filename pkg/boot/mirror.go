@@ -48,7 +48,12 @@ func (s *Sysroot) mirrorMenu(items []loader.Item) loader.Menu {
 // mirrorItem makes the mirror's line of a deployment from its entry in /boot.
 func (s *Sysroot) mirrorItem(d *Deployment, entry *bls.Entry, i, n int) loader.Item {
 	e := entry.Clone()
-	move := func(name string) string { return "/" + strings.TrimPrefix(strings.TrimPrefix(name, "/"), "boot/") }
+	move := func(name string) string {
+		if s.loader.Root() == nil {
+			return name
+		}
+		return "/" + strings.TrimPrefix(strings.TrimPrefix(name, "/"), "boot/")
+	}
 	for _, key := range []string{"linux", "devicetree", "fdtdir"} {
 		if v, ok := e.Get(key); ok {
 			e.Set(key, move(v))

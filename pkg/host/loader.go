@@ -12,6 +12,7 @@ import (
 	"github.com/kedge-os/kedge/internal/mountns"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/boot/loader/esp"
+	"github.com/kedge-os/kedge/pkg/boot/loader/grub"
 	"github.com/kedge-os/kedge/pkg/boot/loader/sdboot"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -61,7 +62,12 @@ func findLoader(cfg Config, dir, stateDir string, truth bool) (loader.Loader, lo
 	if name == "" {
 		name = probeLoader(cfg, truth)
 	}
-	if name != loader.NameSystemdBoot {
+	switch name {
+	case loader.NameSystemdBoot:
+	case loader.NameGRUB:
+		l, err := cfg.openGRUB(false)
+		return l, rec, err
+	default:
 		return loader.None{As: name}, rec, nil
 	}
 	l, err := cfg.openSystemdBoot()
@@ -117,6 +123,37 @@ func (c Config) openSystemdBoot() (loader.Loader, error) {
 	return sdboot.New(root, sdboot.Options{Logger: c.Log, Arch: runtime.GOARCH, NoSync: c.NoSync}), nil
 }
 
+// openGRUB opens the boot directory for a GRUB whose menu is generated. Where it
+// has none yet, GRUB reads boot entries itself, unless it is to get one.
+func (c Config) openGRUB(generate bool) (loader.Loader, error) {
+	dirs := []string{filepath.Join(c.Sysroot, "boot")}
+	if c.onMachine() {
+		dirs = []string{filepath.Join(c.Machine, "boot"), filepath.Join(c.Machine, "sysroot/boot")}
+	}
+	for _, dir := range dirs {
+		boot, err := os.OpenRoot(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !generate && !grub.InUse(boot) {
+			_ = boot.Close()
+			continue
+		}
+		o := grub.Options{Logger: c.Log, NoSync: c.NoSync}
+		if !c.onMachine() {
+			if o.Host, err = os.OpenRoot(c.Machine); err != nil {
+				_ = boot.Close()
+				return nil, err
+			}
+		}
+		return grub.New(boot, o), nil
+	}
+	return loader.None{As: loader.NameGRUB}, nil
+}
+
 // chooseLoader says which boot loader an installation gets, before anything is
 // written. l is what it reads, nil for None, and is the caller's to close.
 // certain is false where that depends on the image having the loader's program.
@@ -138,13 +175,16 @@ func chooseLoader(cfg Config, name string) (l loader.Loader, certain bool, err e
 // settleLoader records the boot loader of an installation whose image is root and
 // gives it to the store, which has no deployment yet.
 func (h *Host) settleLoader(l loader.Loader, certain bool, name, root string) error {
-	has := l == nil
-	for _, p := range sdboot.Sources(runtime.GOARCH) {
-		ok, err := h.store.Exists(root, p)
-		if err != nil {
-			return err
+	if name == loader.NameGRUB {
+		reads, err := h.hasOne(root, grub.ReadsEntries)
+		if err == nil && !reads {
+			l, err = h.cfg.openGRUB(true)
 		}
-		has = has || ok
+		return h.recordLoader(name, l, err)
+	}
+	has, err := h.hasOne(root, sdboot.Sources(runtime.GOARCH))
+	if err != nil {
+		return err
 	}
 	if l != nil && !has {
 		if certain {
@@ -153,11 +193,16 @@ func (h *Host) settleLoader(l loader.Loader, certain bool, name, root string) er
 		h.cfg.Log.Info("no boot loader is installed: the image has no systemd-boot")
 		l = nil
 	}
-	switch {
-	case l != nil:
+	name = loader.NameNone
+	if l != nil {
 		name = l.Name()
-	case name != loader.NameGRUB:
-		name = loader.NameNone
+	}
+	return h.recordLoader(name, l, nil)
+}
+
+func (h *Host) recordLoader(name string, l loader.Loader, err error) error {
+	if err != nil {
+		return err
 	}
 	rec := loader.NewRecord(name)
 	if err := rec.Write(h.root, h.store.StateDir()); err != nil {
@@ -167,6 +212,16 @@ func (h *Host) settleLoader(l loader.Loader, certain bool, name, root string) er
 		h.store.UseLoader(l, rec)
 	}
 	return nil
+}
+
+// hasOne reports whether a root has one of several paths.
+func (h *Host) hasOne(root string, paths []string) (bool, error) {
+	for _, p := range paths {
+		if ok, err := h.store.Exists(root, p); ok || err != nil {
+			return ok, err
+		}
+	}
+	return false, nil
 }
 
 // bootloader is what status says of it.

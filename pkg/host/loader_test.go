@@ -292,3 +292,48 @@ func testSmallESP(t *testing.T, w *world) {
 	w.plug(esp)
 	w.checkESP(esp)
 }
+
+// TestGeneratedGRUB is a host whose GRUB reads no boot entries.
+func TestGeneratedGRUB(t *testing.T) { onBoth(t, testGeneratedGRUB) }
+
+func testGeneratedGRUB(t *testing.T, w *world) {
+	ctx := context.Background()
+	one, _ := w.push("one", 1)
+	two, _ := w.push("two", 2)
+	o := w.options(one, "rw")
+	o.Bootloader = "grub"
+	_, err := Install(ctx, w.config(), o)
+	must(t, err)
+	// check holds GRUB's menu against the boot entries that it is made from.
+	check := func(what string, lines int) {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(w.dir, "boot/grub/kedge.cfg"))
+		must(t, err)
+		entries, err := lab.Entries(filepath.Join(w.dir, "boot"))
+		must(t, err)
+		menu := strings.Split(string(text), "menuentry ")[1:]
+		if len(menu) != lines || len(entries) != lines {
+			t.Fatalf("%s: GRUB's menu has %d lines and there are %d entries, want %d", what, len(menu), len(entries), lines)
+		}
+		for i, e := range entries {
+			for _, word := range append(strings.Fields(e.Options), e.Linux, e.Initrd) {
+				if !strings.Contains(menu[i], "'"+word+"'") {
+					t.Errorf("%s: line %d of GRUB's menu lacks %s:\n%s", what, i, word, menu[i])
+				}
+			}
+			if _, err := os.Stat(filepath.Join(w.dir, e.Linux)); err != nil {
+				t.Error(err)
+			}
+		}
+		if b := w.status().Status.Kedge.Bootloader; b == nil || b.Name != "grub" {
+			t.Errorf("%s: status shows the boot loader %+v", what, b)
+		}
+		w.agree()
+	}
+	check("installed", 1)
+	w.switchTo(two)
+	check("switched", 2)
+	w.boot()
+	w.do(func(h *Host) (*v1.Result, error) { return h.Rollback(ctx) })
+	check("rolled back", 2)
+}

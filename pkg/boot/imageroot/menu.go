@@ -118,24 +118,24 @@ func (s *Sysroot) placeKernels(ctx context.Context, images *images, list []*Depl
 	return nil
 }
 
-// commitMenu is the commit point where the boot directory is the loader's.
+// commitMenu brings the loader's menu to a list. It is the commit point where the
+// boot directory is the loader's.
 func (s *Sysroot) commitMenu(images *images, list []*Deployment) error {
 	// It ends with a menu that is whole, also where the operation is interrupted.
 	ctx := context.WithoutCancel(images.ctx)
 	if err := s.loader.Commit(ctx, s.loaderMenu(s.items(images, list), list)); err != nil {
-		return err
+		return fmt.Errorf("bring the menu of %s up to date: %w", s.loader.Name(), err)
 	}
-	s.log.Info("deployments written", "count", len(list))
 	return nil
 }
 
 // settleMenu finishes what a writer that died began.
 func (s *Sysroot) settleMenu(ctx context.Context) error {
 	list := slices.DeleteFunc(s.Deployments(), func(d *Deployment) bool { return d.Staged })
-	if !s.onLoader() || len(list) == 0 {
+	if len(list) == 0 {
 		return nil
 	}
-	return s.loader.Commit(ctx, s.loaderMenu(s.items(s.newImages(ctx), list), list))
+	return s.commitMenu(s.newImages(ctx), list)
 }
 
 // updateLoader brings the loader's program up to date from the default's image.

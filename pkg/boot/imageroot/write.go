@@ -170,7 +170,12 @@ func (s *Sysroot) swap(images *images, list []*Deployment) error {
 	if err := s.boot.RemoveAll(nextDir); err != nil {
 		s.log.Warn("after the commit", "error", err)
 	}
-	return nil
+	if s.onLoader() {
+		return nil
+	}
+	// A loader with a menu made from these entries boots the old list until this is
+	// done; its kernels are there until Cleanup.
+	return s.commitMenu(images, list)
 }
 
 // settlePending puts /etc and origin of deployments whose state directory is in

@@ -1,0 +1,186 @@
+// Package grub writes a menu for a GRUB that cannot read boot entries (Debian's
+// and Ubuntu's up to 2.12 have no blscfg): a fragment in GRUB's own language,
+// /boot/grub/kedge.cfg, which a grub.cfg reads. GRUB reads kernels from /boot, so
+// the fragment is all that there is to write.
+//
+// GRUB does not replay a journal. The fragment is written beside its place,
+// synced, renamed over it, and the file system frozen and thawed, which brings the
+// rename to where GRUB reads it. Until then GRUB finds the old one.
+package grub
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/kedge-os/kedge/internal/atomicfile"
+	"github.com/kedge-os/kedge/pkg/boot/bootdir"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// Paths beneath the boot directory.
+const (
+	dir      = "grub"
+	fragment = dir + "/kedge.cfg"
+	config   = dir + "/grub.cfg"
+	custom   = dir + "/custom.cfg"
+)
+
+// Options are the surroundings of a Loader.
+type Options struct {
+	Logger *slog.Logger
+	// Host is the root of the running machine, nil where it booted from this boot
+	// directory (bootdir.Sync).
+	Host *os.Root
+	// NoSync leaves out every flush, for tests.
+	NoSync bool
+}
+
+// Loader is GRUB with a generated menu; loader.None does for what it does not do.
+type Loader struct {
+	loader.None
+	opts Options
+	boot *os.Root
+}
+
+// New returns the loader of a boot directory, which is its own from then on.
+func New(boot *os.Root, o Options) *Loader {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Loader{None: loader.None{As: loader.NameGRUB}, opts: o, boot: boot}
+}
+
+// ReadsEntries are paths of which an image has one whose GRUB reads boot entries
+// itself: the module, or the names that GRUB's programs have in Fedora's family.
+var ReadsEntries = []string{
+	"usr/lib/grub/x86_64-efi/blscfg.mod", "usr/lib/grub/i386-pc/blscfg.mod", "usr/lib/grub/arm64-efi/blscfg.mod",
+	"usr/bin/grub2-editenv", "usr/sbin/grub2-install", "usr/lib/bootupd/grub2-static",
+}
+
+// InUse reports whether a boot directory has a menu that this package wrote.
+func InUse(boot *os.Root) bool {
+	_, err := boot.Lstat(fragment)
+	return err == nil
+}
+
+// Close implements loader.Loader.
+func (l *Loader) Close() {
+	_ = l.boot.Close()
+	if l.opts.Host != nil {
+		_ = l.opts.Host.Close()
+	}
+}
+
+// Commit implements loader.Loader. The commit point is the rename of the fragment.
+func (l *Loader) Commit(ctx context.Context, m loader.Menu) error {
+	text, err := Encode(m.Items)
+	if err != nil {
+		return err
+	}
+	if have, err := l.boot.ReadFile(fragment); err == nil && bytes.Equal(have, text) {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := l.write(text); err != nil {
+		return fmt.Errorf("write GRUB's menu: %w", err)
+	}
+	l.opts.Logger.Info("boot menu written", "file", "/boot/"+fragment, "entries", len(m.Items))
+	return nil
+}
+
+func (l *Loader) write(text []byte) error {
+	if err := l.boot.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := atomicfile.Write(l.boot, fragment, text, 0o644); err != nil {
+		return err
+	}
+	if err := l.hook(); err != nil {
+		return err
+	}
+	if l.opts.NoSync {
+		return nil
+	}
+	return bootdir.Sync(l.boot, l.opts.Host, l.opts.Logger)
+}
+
+// source reads the fragment, from whichever of its two names the file system of
+// GRUB's prefix has it under.
+const source = "# kedge keeps its boot menu here\nif [ -e $prefix/kedge.cfg ]; then source $prefix/kedge.cfg; fi\n"
+
+// hook makes GRUB read the fragment: there is a grub.cfg, and where another
+// program generates it, its custom.cfg. What somebody wrote there stays.
+func (l *Loader) hook() error {
+	have, err := l.boot.ReadFile(config)
+	if errors.Is(err, fs.ErrNotExist) {
+		return atomicfile.Write(l.boot, config, []byte("set timeout=3\n"+source), 0o644)
+	}
+	if err != nil || bytes.Contains(have, []byte(path.Base(fragment))) {
+		return err
+	}
+	if !bytes.Contains(have, []byte(path.Base(custom))) {
+		return fault.New(fault.Conflict, "add this line to it: source $prefix/"+path.Base(fragment), "/boot/%s is somebody's own and does not read /boot/%s", config, fragment)
+	}
+	have, err = l.boot.ReadFile(custom)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) || bytes.Contains(have, []byte(path.Base(fragment))) {
+		return err
+	}
+	return atomicfile.Write(l.boot, custom, append(have, source...), 0o644)
+}
+
+// Encode makes the fragment, the default first. Its words are quoted: nothing in a
+// title or an argument is GRUB's language.
+func Encode(items []loader.Item) ([]byte, error) {
+	var b strings.Builder
+	b.WriteString("# Written by kedge; the next change of deployments writes it anew.\n")
+	for i, item := range items {
+		get := func(key string) string { v, _ := item.Entry.Get(key); return v }
+		if get("linux") == "" {
+			return nil, fault.New(fault.Internal, "", "the boot entry of %s has no kernel", item.ID)
+		}
+		id := fmt.Sprintf("kedge-%d", i)
+		if i == 0 {
+			fmt.Fprintf(&b, "set default=%s\n", quote(id))
+		}
+		fmt.Fprintf(&b, "menuentry %s --id %s {\n", quote(get("title")), quote(id))
+		fmt.Fprintf(&b, "\tlinux %s", quote(get("linux")))
+		for arg := range strings.FieldsSeq(get("options")) {
+			b.WriteString(" " + quote(arg))
+		}
+		b.WriteByte('\n')
+		if initrds := item.Entry.Initrds(); len(initrds) > 0 {
+			b.WriteString("\tinitrd")
+			for _, name := range initrds {
+				b.WriteString(" " + quote(name))
+			}
+			b.WriteByte('\n')
+		}
+		if v := get("devicetree"); v != "" {
+			fmt.Fprintf(&b, "\tdevicetree %s\n", quote(v))
+		}
+		b.WriteString("}\n")
+	}
+	return []byte(b.String()), nil
+}
+
+// quote makes one word of GRUB's language of a text: single quotes, in which only
+// the quote itself has a meaning.
+func quote(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return ' '
+		}
+		return r
+	}, s)
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
