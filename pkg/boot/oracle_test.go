@@ -157,7 +157,7 @@ func policy(t testing.TB) tree {
 	}
 	out := tree{
 		"usr/etc/selinux/config": "SELINUX=permissive\nSELINUXTYPE=default\n", "usr/etc/passwd": "root", "usr/etc/rc.d/init.d/x": "x",
-		"usr/sbin/semodule": semodule(t),
+		"usr/sbin/semodule": refresher(t),
 	}
 	must(t, filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
 		// The compiled contexts would count only if they are newer.
@@ -171,8 +171,8 @@ func policy(t testing.TB) tree {
 	return out
 }
 
-// semodule returns a static program for images that have a policy.
-func semodule(t testing.TB) string {
+// refresher returns a static semodule for images that have a policy.
+func refresher(t testing.TB) string {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), "semodule")
 	cmd := exec.Command("go", "build", "-o", bin, "./testdata/semodule")

@@ -55,6 +55,10 @@ func openComposefs(cfg Config) (_ store, err error) {
 		files: map[string]*composefs.Files{}, manifests: map[string]string{},
 	}
 	o := imageroot.Options{Repo: (*imageFiles)(s), Logger: cfg.Log, Clock: cfg.Clock, Host: cfg.Machine, NoSync: cfg.NoSync, Writable: cfg.Write, Tries: cfg.tries()}
+	o.Mount = func(ctx context.Context, digest, dir string) error {
+		_, err := s.Mount(ctx, digest, dir)
+		return err
+	}
 	if cfg.Machine == "/" {
 		o.StartFinalizer = boot.StartFinalizer
 	}

@@ -310,6 +310,22 @@ func TestMerge(t *testing.T) {
 			want: files{"x/y/z": "0600:2"}, changes: "x/y/z attributes changed merged",
 		},
 		{
+			name: "the machine's identity", rules: rule("take-image", "**"), base: files{"machine-id": "uninitialized\n"}, local: files{"machine-id": "0123\n"}, image: files{"machine-id": ""},
+			want: files{"machine-id": "0123\n"}, changes: "machine-id modified unchanged",
+		},
+		{
+			name: "an identity that the image did not leave room for", base: files{}, local: files{"machine-id": "0123\n"}, image: files{"machine-id": "uninitialized\n"},
+			want: files{"machine-id": "0123\n"}, changes: "machine-id added unchanged",
+		},
+		{
+			name: "no identity yet", base: files{"machine-id": ""}, local: files{"machine-id": ""}, image: files{"machine-id": "uninitialized\n"},
+			want: files{"machine-id": "uninitialized\n"},
+		},
+		{
+			name: "the stamp of an update", base: files{"d/.updated": "1"}, local: files{".updated": "TIMESTAMP_NSEC=1\n", "d/.updated": "mine"}, image: files{"d/.updated": "1"},
+			want: files{"d/.updated": "mine"}, changes: "d/.updated modified unchanged",
+		},
+		{
 			name: "dropped directory with an attribute changed", base: files{"d/a": "1"}, local: files{"d/a": "1", "d/": "0700:"}, image: files{"x": ""},
 			want: files{"x": ""},
 		},

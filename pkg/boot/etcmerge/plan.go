@@ -91,9 +91,33 @@ func (p *planner) settle(e entry, k Kind, s ImageSide, notes ...string) (*node, 
 	return p.take(e, true)
 }
 
+// What is of the machine whatever the images have: its identity, by which
+// systemd also tells a first boot (machine-id(5)), and the stamp that says that
+// what runs once after an update has run, which no new root gets
+// (ConditionNeedsUpdate=).
+const (
+	machineID    = "machine-id"
+	updatedStamp = ".updated"
+)
+
 // entry decides one name; nil means that the new /etc does not have it.
 func (p *planner) entry(e entry) (*node, error) {
 	switch {
+	case e.path == updatedStamp:
+		return nil, nil
+	case e.path == machineID && e.base == nil && isRegular(e.local):
+		p.note(e.path, Added, ImageSame, Kept)
+		return p.take(e, true)
+	case e.path == machineID && isRegular(e.local) && isRegular(e.base):
+		same, err := sameBody(e.b, e.l, e.name, e.base, e.local)
+		switch {
+		case err != nil:
+			return nil, err
+		case same:
+			return p.take(e, false)
+		}
+		p.note(e.path, Modified, ImageSame, Kept)
+		return p.take(e, true)
 	case e.local != nil && !isPlain(e.local):
 		p.note(e.path, Ignored, ImageSame, Kept)
 		return p.take(e, false)

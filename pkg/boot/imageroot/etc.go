@@ -47,7 +47,7 @@ func (s *Sysroot) mergeEtc(ctx context.Context, images *images, d, merge *Deploy
 		return nil, stats, err
 	}
 	s.merged = changes
-	return changes, stats, dst.Remove(updatedStamp)
+	return changes, stats, s.refreshPolicy(ctx, images, d, changes)
 }
 
 // etc opens the /etc of a deployment's image.
@@ -165,11 +165,11 @@ func (s *Sysroot) openNewEtc(images *images, d *Deployment) (dst *dirfd.Dir, ove
 // /etc, and what it did about it.
 func (s *Sysroot) EtcChanges() []etcmerge.Change { return s.merged }
 
-// updatedStamp is what systemd leaves in /etc when what runs once after an
+// updatedStamp is what systemd leaves in /etc and /var when what runs once after an
 // update has run (ConditionNeedsUpdate=).
 const updatedStamp = ".updated"
 
-// markUpdated removes the stamp of /var, as mergeEtc does that of /etc. The
+// markUpdated removes the stamp of /var; that of /etc is not merged. The
 // booted /var is the mounted one, which may be a file system of its own.
 func (s *Sysroot) markUpdated() error {
 	root, name := s.root, path.Join(varDir, updatedStamp)

@@ -78,6 +78,10 @@ type Options struct {
 	// StartFinalizer, when set, makes sure before anything is staged that
 	// finalisation will run at shutdown.
 	StartFinalizer func(context.Context) error
+	// Mount mounts the image with that digest at a directory, read-only, for as long
+	// as the calling thread's mount namespace lasts. It is for the program that
+	// rebuilds a SELinux policy.
+	Mount func(ctx context.Context, digest, dir string) error
 	// Writable makes the file systems of a booted sysroot writable where they
 	// are mounted read-only; the process then needs a mount namespace of its
 	// own (internal/mountns).
