@@ -9,6 +9,7 @@ import (
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/e2e/smallimage"
+	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -255,5 +256,39 @@ func bootedEtcLife() []step {
 		)},
 		{name: "rollback --merge-etc once more", do: doRollbackMergeEtc},
 		{name: "history", do: doHistory},
+	}
+}
+
+// TestEtcDiffAgainstOSTree holds etc diff against ostree admin config-diff, which
+// lists the same paths but for attributes, which it tells as modified.
+func TestEtcDiffAgainstOSTree(t *testing.T) {
+	w := newWorld(t)
+	lab.Need(t, "ostree")
+	ref, _ := w.push("a", 1, smallimage.Dir("etc/d"), smallimage.File("etc/d/a", 0, "a\n"), smallimage.Dir("etc/gone"), smallimage.File("etc/gone/b", 0, "b\n"))
+	id := w.install(ref).ID
+	etc := func(name string) string { return w.path(id, "etc/"+name) }
+	etcEdits(etc)(&stage{world: w})
+	must(t, os.RemoveAll(etc("gone")))
+	must(t, os.Remove(etc("d/a")))
+	must(t, os.Symlink("x", etc("d/a")))
+
+	theirs := []string{}
+	for line := range strings.Lines(w.ostree("admin", "config-diff", "--sysroot="+w.dir, "--os=default")) {
+		if f := strings.Fields(line); len(f) == 2 {
+			theirs = append(theirs, strings.Replace(f[0], "D", "R", 1)+" /etc/"+f[1])
+		}
+	}
+	h := w.open()
+	changes, err := h.EtcDiff(t.Context())
+	must(t, err)
+	letters := map[string]string{"added": "A", "modified": "M", "removed": "R", "attributes": "M"}
+	var ours []string
+	for _, c := range changes {
+		ours = append(ours, letters[c.Change]+" "+c.Path)
+	}
+	slices.Sort(theirs)
+	slices.Sort(ours)
+	if !slices.Equal(theirs, ours) || len(ours) < 8 {
+		t.Errorf("ostree admin config-diff:\n%s\nkedge etc diff:\n%s", strings.Join(theirs, "\n"), strings.Join(ours, "\n"))
 	}
 }
