@@ -252,6 +252,22 @@ func tries(t *testing.T, make Factory, s Style) {
 	want(t, "no tries left", ids(t, l, s), []string{"c", "b"})
 	commit(t, l, s, c, b)
 	want(t, "what was left made the default", ids(t, l, s), []string{"c", "b"})
+	// Somebody asks for it again, with the menu as it was or another one.
+	again := s.Item("b", 3)
+	again.Renew = true
+	for range 2 {
+		commit(t, l, s, again, c)
+		want(t, "asked for again", ids(t, l, s), []string{"b", "c"})
+		if left, name := counter("b"); left != (bls.Counter{Left: 3}) {
+			t.Errorf("asked for again it is %s, want 3 tries", name)
+		}
+		commit(t, l, s, b, c)
+		if left, name := counter("b"); left != (bls.Counter{Left: 3}) {
+			t.Errorf("written anew after that it is %s, want its 3 tries kept", name)
+		}
+		_, name = counter("b")
+		rename(name, strings.Replace(name, name[strings.LastIndexByte(name, '+'):], "+0-3.conf", 1))
+	}
 }
 
 // others is a partition that another system uses too.

@@ -106,8 +106,7 @@ func render(m loader.Menu, item loader.Item, key string, ours []found) rendered 
 	if m.Order != nil {
 		text = e.EncodeIn(m.Order)
 	}
-	sum := sha256.Sum256(text)
-	r := rendered{base: item.Name + "." + hex.EncodeToString(sum[:4]), text: text}
+	named := slices.Clone(text)
 	counter := ""
 	i := slices.IndexFunc(ours, func(f found) bool { return f.ID != "" && f.ID == item.ID })
 	renew := i >= 0 && item.Renew && ours[i].Counter != nil && ours[i].Counter.Left == 0
@@ -117,6 +116,12 @@ func render(m loader.Menu, item loader.Item, key string, ours []found) rendered 
 	case (i < 0 || renew) && item.Tries > 0:
 		counter = fmt.Sprintf("+%d", item.Tries)
 	}
+	if renew {
+		// The same text under another name: what is there is not renamed.
+		named = append(named, ours[i].File...)
+	}
+	sum := sha256.Sum256(named)
+	r := rendered{base: item.Name + "." + hex.EncodeToString(sum[:4]), text: text}
 	r.file = r.base + counter + ".conf"
 	return r
 }
