@@ -2,10 +2,8 @@ package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot/etcmerge"
@@ -183,17 +181,21 @@ func (h *Host) imageFiles(ctx context.Context, root string) (*source.Image, erro
 // defaultsOf opens the defaults of /etc. An ostree-chunked image has them in
 // /usr/etc, and of one derived from it what was changed in /etc.
 func defaultsOf(image *source.Image) (source.Dir, error) {
-	dir, err := image.Dir("etc")
-	if under, uerr := image.Dir("usr/etc"); uerr == nil {
-		if err != nil {
-			return under, nil
-		}
-		return source.Over(dir, under), nil
-	}
-	if errors.Is(err, fs.ErrNotExist) {
+	if image.Lookup("etc") == nil && image.Lookup("usr/etc") == nil {
 		return nil, fault.New(fault.Conflict, "the image has to be repaired", "the image has no /etc")
 	}
-	return dir, err
+	if image.Lookup("etc") == nil {
+		return image.Dir("usr/etc")
+	}
+	dir, err := image.Dir("etc")
+	if err != nil || image.Lookup("usr/etc") == nil {
+		return dir, err
+	}
+	under, err := image.Dir("usr/etc")
+	if err != nil {
+		return nil, err
+	}
+	return source.Over(dir, under), nil
 }
 
 // lines returns the entries that a change of a file of lines is made of; nil

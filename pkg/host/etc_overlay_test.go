@@ -86,6 +86,6 @@ func TestEtcOverlay(t *testing.T) {
 				}
 			}
 		})
-		id = w.switchTo(a).ID
+		w.switchTo(a)
 	}
 }

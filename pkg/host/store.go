@@ -45,7 +45,7 @@ type store interface {
 	etcStore
 	// UsrLayers says where an overlay on the /usr of a deployment lies, and
 	// MarkUnlocked tells other programs that there is one, until the reboot.
-	UsrLayers(d *deployment) usroverlay.Layers
+	UsrLayers(ctx context.Context, d *deployment) usroverlay.Layers
 	MarkUnlocked(d *deployment, readOnly bool) error
 
 	// Lock excludes every other writer, other programs too, until Unlock, and

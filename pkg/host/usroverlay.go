@@ -37,7 +37,7 @@ func (h *Host) mountUsrOverlay(ctx context.Context, readOnly bool) (*v1.UsrOverl
 		return nil, fault.New(fault.Conflict, "", "something else is mounted on /usr")
 	}
 	d := list.booted()
-	if err := usroverlay.Mount(usr, filepath.Join(h.cfg.Machine, "run/kedge"), h.store.UsrLayers(d), readOnly); err != nil {
+	if err := usroverlay.Mount(usr, filepath.Join(h.cfg.Machine, "run/kedge"), h.store.UsrLayers(ctx, d), readOnly); err != nil {
 		return nil, err
 	}
 	if err := h.store.MarkUnlocked(d, readOnly); err != nil {
@@ -66,7 +66,7 @@ func (h *Host) usrOverlay() *v1.UsrOverlay {
 // UsrLayers implements store: libostree's own place, beside the deployment. The
 // lower layer is the checkout and not what is mounted, which may be an overlay on
 // an image already.
-func (s *ostreeStore) UsrLayers(d *deployment) usroverlay.Layers {
+func (s *ostreeStore) UsrLayers(_ context.Context, d *deployment) usroverlay.Layers {
 	b, err := s.native(d)
 	if err != nil {
 		return usroverlay.Layers{}
@@ -86,8 +86,13 @@ func (s *ostreeStore) MarkUnlocked(d *deployment, readOnly bool) error {
 	return s.sysroot.MarkUnlocked(b, readOnly)
 }
 
-// UsrLayers implements store: memory, as with bootc.
-func (s *composefsStore) UsrLayers(*deployment) usroverlay.Layers { return usroverlay.Layers{} }
+// UsrLayers implements store: what is written is in memory, as with bootc.
+func (s *composefsStore) UsrLayers(ctx context.Context, d *deployment) usroverlay.Layers {
+	return usroverlay.Layers{Image: func(dir string) error {
+		_, err := s.Mount(ctx, d.root, dir)
+		return err
+	}}
+}
 
 // MarkUnlocked implements store. bootc looks at the mount.
 func (s *composefsStore) MarkUnlocked(*deployment, bool) error { return nil }

@@ -54,10 +54,10 @@ func TestUsrOverlay(t *testing.T) {
 			}
 			_, err = overlay(false)
 			wantKind(t, err, fault.Conflict, "already")
+			if _, err := os.Stat(usr + "/bin/sudo"); err != nil {
+				t.Errorf("the root is not below the overlay: %v", err)
+			}
 			if w.backend == "ostree" {
-				if _, err := os.Stat(usr + "/bin/sudo"); err != nil {
-					t.Errorf("the root is not below the overlay: %v", err)
-				}
 				if _, err := os.Stat(w.path(r.ID, "usr/written")); err == nil {
 					t.Error("the overlay wrote into the deployment")
 				}

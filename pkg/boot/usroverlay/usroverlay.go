@@ -20,8 +20,11 @@ import (
 
 // Layers are what an overlay is made of.
 type Layers struct {
-	// Lower is a directory beneath Disk that has the files of /usr; "" is /usr as
-	// it is mounted.
+	// Image mounts the root at a directory, whose usr is the lower layer. /usr as it
+	// is mounted will not do: where it is of an overlay on an EROFS file, the kernel
+	// lays no other on it.
+	Image func(dir string) error
+	// Lower is a directory beneath Disk that has the files of /usr; without Image.
 	Lower string
 	// Upper is a directory beneath Disk for what is written, which is emptied
 	// first; "" is memory.
@@ -57,7 +60,7 @@ func Mount(usr, run string, l Layers, readOnly bool) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.close()) }()
-	lower, parent, err := w.layers(usr, l)
+	lower, parent, err := w.layers(l)
 	if err != nil {
 		return err
 	}
@@ -110,9 +113,8 @@ func (w *workshop) close() error {
 
 // layers returns the directories that the overlay is to have: the lower one, and
 // the one for upper and work.
-func (w *workshop) layers(usr string, l Layers) (lower, parent string, err error) {
-	lower, parent = usr, filepath.Join(w.dir, "memory")
-	disk := filepath.Join(w.dir, "disk")
+func (w *workshop) layers(l Layers) (lower, parent string, err error) {
+	disk, parent := filepath.Join(w.dir, "disk"), filepath.Join(w.dir, "memory")
 	if l.Disk != "" {
 		if err := os.Mkdir(disk, 0o700); err != nil {
 			return "", "", err
@@ -124,8 +126,16 @@ func (w *workshop) layers(usr string, l Layers) (lower, parent string, err error
 			return "", "", fmt.Errorf("mount %s writable: %w", l.Disk, err)
 		}
 	}
-	if l.Lower != "" {
-		lower = filepath.Join(disk, l.Lower)
+	lower = filepath.Join(disk, l.Lower)
+	if l.Image != nil {
+		image := filepath.Join(w.dir, "image")
+		if err := os.Mkdir(image, 0o700); err != nil {
+			return "", "", err
+		}
+		if err := l.Image(image); err != nil {
+			return "", "", fmt.Errorf("mount the root: %w", err)
+		}
+		lower = filepath.Join(image, "usr")
 	}
 	if l.Upper == "" {
 		return lower, parent, os.Mkdir(parent, 0o700)

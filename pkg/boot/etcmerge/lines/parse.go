@@ -68,9 +68,7 @@ func (f *Format) fieldsOf(line string) ([]string, error) {
 	fields := f.split(line)
 	if f.comments && len(fields) < f.fields && len(fields) >= 3 {
 		// fstab(5): options and the two numbers may be left out.
-		for _, missing := range []string{"defaults", "0", "0"}[len(fields)-3:] {
-			fields = append(fields, missing)
-		}
+		fields = append(fields, []string{"defaults", "0", "0"}[len(fields)-3:]...)
 	}
 	if len(fields) != f.fields {
 		return nil, fmt.Errorf("%d fields, not %d", len(fields), f.fields)
