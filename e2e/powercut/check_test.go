@@ -79,13 +79,13 @@ func (c choice) id(root string) (string, error) {
 }
 
 // mounted calls fn with the file system of an image.
-func mounted(ctx context.Context, image, options string, fn func(root string) error) (err error) {
+func (fs filesystem) mounted(ctx context.Context, image, options string, fn func(root string) error) (err error) {
 	dir, err := os.MkdirTemp(filepath.Dir(image), "mnt-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.Remove(dir)) }()
-	if _, err := lab.Command(ctx, "mount", "-t", "ext4", "-o", "loop,"+options, image, dir); err != nil {
+	if _, err := lab.Command(ctx, "mount", "-t", fs.kind, "-o", "loop,"+options, image, dir); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, unmount(dir)) }()
@@ -137,6 +137,7 @@ func (r *reporter) Fatal(args ...any) { r.Fatalf("%s", fmt.Sprint(args...)) }
 type checker struct {
 	t       *testing.T
 	kedge   string
+	fs      filesystem
 	backend offline.Backend
 	whole   map[string]*deployment
 }
@@ -144,7 +145,7 @@ type checker struct {
 // learn takes the deployments of a disk at rest for whole ones, and returns what
 // boots there.
 func (c *checker) learn(image string) (id string, err error) {
-	err = mounted(c.t.Context(), image, "rw", func(root string) error {
+	err = c.fs.mounted(c.t.Context(), image, c.fs.replayed, func(root string) error {
 		menu, err := readMenu(root)
 		if err != nil {
 			return err
@@ -180,14 +181,14 @@ type damage struct{ error }
 func (c *checker) check(image string, allowed []string) (id string, err error) {
 	ctx := c.t.Context()
 	var loader choice
-	err = mounted(ctx, image, "ro,noload", func(root string) (err error) {
+	err = c.fs.mounted(ctx, image, c.fs.unreplayed, func(root string) (err error) {
 		loader, err = readMenu(root)
 		return err
 	})
 	if err != nil {
 		return "", fmt.Errorf("as a boot loader reads the disk: %w", err)
 	}
-	err = mounted(ctx, image, "rw", func(root string) error {
+	err = c.fs.mounted(ctx, image, c.fs.replayed, func(root string) error {
 		if id, err = c.follow(root, loader, allowed); err != nil {
 			return fmt.Errorf("from what the boot loader read: %w", err)
 		}
@@ -206,7 +207,7 @@ func (c *checker) check(image string, allowed []string) (id string, err error) {
 	if err != nil {
 		return id, err
 	}
-	if _, err := lab.Command(ctx, "e2fsck", "-fn", image); err != nil {
+	if err := c.fs.checkDisk(ctx, image); err != nil {
 		return id, damage{err}
 	}
 	return id, nil

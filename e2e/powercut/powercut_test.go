@@ -19,15 +19,16 @@ import (
 	"github.com/kedge-os/kedge/internal/lab"
 )
 
-// states is how many disks are made of each step.
-func (r *record) states() int {
+// states is how many disks are made for each operation; steps share them.
+func (r *record) states(steps int) int {
+	n := 24
 	switch nightly := os.Getenv("KEDGE_NIGHTLY") != ""; {
 	case nightly && r.control:
-		return 50
+		n = 100
 	case nightly:
-		return 250
+		n = 240
 	}
-	return 20
+	return n / steps
 }
 
 // seed makes the random cuts of a log the same each time.
@@ -36,17 +37,23 @@ const seed = 4
 // TestPowerCut cuts the power at instants of every step of the story.
 func TestPowerCut(t *testing.T) {
 	if testing.Short() {
-		t.Skip("boots a machine; -short")
+		t.Skip("two minutes; -short")
 	}
 	lab.NeedRoot(t)
-	lab.Need(t, "qemu-system-x86_64", "ostree", "mkfs.ext4", "e2fsck", "fsfreeze", "cpio", "cmp", "mmdebstrap", "umoci", "go")
-	dir, kedge := scratch(t), offline.BuildKedge(t)
-	var table table
-	for _, r := range runMachine(t, dir, kedge) {
-		t.Run(r.name(), func(t *testing.T) { table.add(r, r.cut(t, dir, kedge)) })
+	lab.Need(t, "qemu-storage-daemon", "ostree", "mkfs.ext4", "fsfreeze", "cmp", "go")
+	kedge := offline.BuildKedge(t)
+	for _, fs := range filesystems() {
+		t.Run(fs.kind, func(t *testing.T) {
+			lab.Need(t, "mkfs."+fs.kind, fs.check[0])
+			dir := scratch(t)
+			var table table
+			for _, r := range live(t, dir, kedge, fs) {
+				t.Run(r.name(), func(t *testing.T) { table.add(r, r.cut(t, dir, kedge)) })
+			}
+			t.Logf("\n%s", &table)
+			table.check(t)
+		})
 	}
-	t.Logf("\n%s", &table)
-	table.check(t)
 }
 
 // result is what became of the disks of a step or an operation: what boots, and
@@ -82,17 +89,18 @@ func (r *result) count(s span, id string, problem error) {
 type span struct {
 	name       string
 	begin, end int
+	steps      int    // of its operation
 	old, fresh string // what boots before and after it
 }
 
 // cut makes and checks the disks of a record, and returns the results by step.
 func (r *record) cut(t *testing.T, dir, kedge string) map[string]*result {
-	c := &checker{t: t, kedge: kedge, backend: r.backend, whole: map[string]*deployment{}}
+	c := &checker{t: t, kedge: kedge, fs: r.fs, backend: r.backend, whole: map[string]*deployment{}}
 	spans := r.learn(t, c, dir)
 	results := map[string]*result{}
 	work := newReplayer(t, r, filepath.Join(dir, "work.img"))
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	limit := make(chan struct{}, runtime.NumCPU())
+	limit := make(chan struct{}, 4*runtime.NumCPU()) // most of a check is waiting for mounts
 	var checks sync.WaitGroup
 	var mu sync.Mutex
 	n := 0
@@ -125,12 +133,13 @@ func (r *record) cut(t *testing.T, dir, kedge string) map[string]*result {
 // cuts are the cuts of a step in the order of the log: after flushes, and at
 // random instants between them.
 func (r *record) cuts(s span, rnd *rand.Rand) []lab.Cut {
+	n := r.states(s.steps)
 	cuts := r.log.FlushCuts(s.begin, s.end)
-	if n := r.states() / 3; len(cuts) > n {
+	if len(cuts) > n/3 {
 		rnd.Shuffle(len(cuts), func(i, j int) { cuts[i], cuts[j] = cuts[j], cuts[i] })
-		cuts = cuts[:n]
+		cuts = cuts[:n/3]
 	}
-	cuts = append(cuts, r.log.RandomCuts(s.begin, s.end, r.states()-len(cuts), rnd)...)
+	cuts = append(cuts, r.log.RandomCuts(s.begin, s.end, n-len(cuts), rnd)...)
 	slices.SortStableFunc(cuts, func(a, b lab.Cut) int { return a.Flushed - b.Flushed })
 	return cuts
 }
@@ -172,12 +181,15 @@ func (r *record) learn(t *testing.T, c *checker, dir string) []span {
 			last.end, last.fresh = m.Entry, id
 		}
 	}
-	var steps int
-	for _, b := range story.Boots {
-		steps += len(b)
-	}
-	if len(spans) != steps {
-		t.Fatalf("the log has the marks %v, want those of %d steps", marks, steps)
+	n := 0
+	for _, boot := range story.Boots {
+		for _, s := range boot {
+			if n == len(spans) || spans[n].name != s.Name {
+				t.Fatalf("the log has the marks %v, want those of the story", marks)
+			}
+			spans[n].steps = len(boot)
+			n++
+		}
 	}
 	return spans
 }

@@ -2,12 +2,16 @@ package powercut
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,11 +24,12 @@ import (
 	"github.com/kedge-os/kedge/pkg/boot/units"
 )
 
-// diskSize is the size of a host's file system.
-const diskSize = 256 << 20
+// diskSize is the size of a host's file system, not far above xfs's smallest.
+const diskSize = 320 << 20
 
 // record is what became of one host.
 type record struct {
+	fs      filesystem
 	backend offline.Backend
 	control bool   // the host's kedge had no syncs
 	before  string // image of the disk before the machine ran
@@ -55,43 +60,36 @@ func scratch(t *testing.T) string {
 	return dir
 }
 
-// runMachine lets one machine live the story on a disk of each backend, with and
-// without syncs.
-func runMachine(t *testing.T, dir, kedge string) []*record {
+// live has a host of each backend, with and without syncs, live the story: on this
+// machine's kernel, or with KEDGE_POWERCUT_MACHINE set, in an emulated machine.
+func live(t *testing.T, dir, kedge string, fs filesystem) []*record {
 	t.Helper()
-	images := imagesDisk(t, dir)
 	var records []*record
-	medium := lab.Medium{Dir: dir, Logged: true, Disks: []string{images}, Files: map[string]string{"usr/bin/kedge": kedge}}
-	command := "guest machine /dev/vda"
 	for _, b := range offline.Backends {
-		before := installed(t, dir, kedge, b)
+		before := installed(t, dir, kedge, b, fs)
 		for _, control := range []bool{false, true} {
-			r := &record{backend: b, control: control, before: before}
+			r := &record{fs: fs, backend: b, control: control, before: before}
 			r.after = filepath.Join(dir, strings.ReplaceAll(r.name(), " ", "-")+".after")
 			copyDisk(t, before, r.after)
-			command += fmt.Sprintf(" /dev/vd%c:%s", 'a'+len(medium.Disks), b)
-			if control {
-				command += ":nosync"
-			}
-			medium.Disks = append(medium.Disks, r.after)
 			records = append(records, r)
 		}
 	}
+	programs := map[string]string{"kedge": filepath.Join(dir, "kedge")}
+	copyDisk(t, kedge, programs["kedge"])
 	for name, pkg := range map[string]string{"guest": "e2e/powercut/guest", "kedge-initramfs": "cmd/kedge-initramfs"} {
-		path := filepath.Join(dir, name)
+		programs[name] = filepath.Join(dir, name)
 		if _, err := lab.Command(t.Context(), "env", "CGO_ENABLED=0", "go", "build", "-C", lab.SourceDir(), "-trimpath",
-			"-tags", lab.BuildTags, "-ldflags", "-s -w", "-o", path, "./"+pkg); err != nil {
+			"-tags", lab.BuildTags, "-ldflags", "-s -w", "-o", programs[name], "./"+pkg); err != nil {
 			t.Fatal(err)
 		}
-		medium.Files["usr/bin/"+name] = path
 	}
-	var err error
-	if medium.Kernel, medium.Initramfs, err = lab.BootFiles(lab.ComposefsBackendImage(t)); err != nil {
-		t.Fatal(err)
+	run := runHere
+	if machine := os.Getenv("KEDGE_POWERCUT_MACHINE"); machine != "" {
+		run = runMachine
 	}
 	began := time.Now()
-	out, err := medium.Run(t.Context(), "modprobe -a erofs overlay loop\n"+command+"\n", 20*time.Minute)
-	t.Logf("the machine ran for %.0f s:\n%s", time.Since(began).Seconds(), out)
+	out, err := run(t, dir, programs, imagesDisk(t, dir), records)
+	t.Logf("the hosts lived for %.0f s:\n%s", time.Since(began).Seconds(), out)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,6 +101,65 @@ func runMachine(t *testing.T, dir, kedge string) []*record {
 		r.checkLog(t, dir)
 	}
 	return records
+}
+
+// argument names the host of a record to the guest program.
+func (r *record) argument(device string) string {
+	s := device + ":" + string(r.backend) + ":" + r.fs.kind
+	if r.control {
+		s += ":nosync"
+	}
+	return s
+}
+
+// runMachine runs the hosts in QEMU, on disks with a write cache.
+func runMachine(t *testing.T, dir string, programs map[string]string, images string, records []*record) (string, error) {
+	t.Helper()
+	medium := lab.Medium{Dir: dir, Logged: true, Disks: []string{images}, Files: map[string]string{}}
+	command := "modprobe -a erofs overlay loop " + records[0].fs.kind + "\nguest machine /dev/vda"
+	for i, r := range records {
+		medium.Disks = append(medium.Disks, r.after)
+		command += " " + r.argument(fmt.Sprintf("/dev/vd%c", 'b'+i))
+	}
+	for name, path := range programs {
+		medium.Files["usr/bin/"+name] = path
+	}
+	var err error
+	if medium.Kernel, medium.Initramfs, err = lab.BootFiles(lab.ComposefsBackendImage(t)); err != nil {
+		return "", err
+	}
+	return medium.Run(t.Context(), command+"\n", 20*time.Minute)
+}
+
+// runHere runs the hosts on this machine's kernel, on loop devices.
+func runHere(t *testing.T, _ string, programs map[string]string, images string, records []*record) (out string, err error) {
+	t.Helper()
+	device, err := lab.Command(t.Context(), "losetup", "--find", "--show", "--read-only", images)
+	if err != nil {
+		return "", err
+	}
+	device = strings.TrimSpace(device)
+	defer func() {
+		_, derr := lab.Command(context.Background(), "losetup", "--detach", device)
+		err = errors.Join(err, derr)
+	}()
+	args := []string{"machine", device}
+	for _, r := range records {
+		d, err := lab.NewLogDisk(t.Context(), r.after, r.after+".log")
+		if err != nil {
+			return "", err
+		}
+		defer func() {
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		args = append(args, r.argument(d.Device))
+	}
+	cmd := exec.CommandContext(t.Context(), programs["guest"], args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	b, err := cmd.CombinedOutput()
+	return string(b), err
 }
 
 // checkLog holds the log against the disk: replayed to its end it has to make
@@ -133,11 +190,10 @@ func copyDisk(t *testing.T, from, to string) {
 }
 
 // installed makes a disk whose host runs version 1 of the image.
-func installed(t *testing.T, dir, kedge string, b offline.Backend) string {
+func installed(t *testing.T, dir, kedge string, b offline.Backend, fs filesystem) string {
 	t.Helper()
 	path := filepath.Join(dir, string(b)+".img")
-	// Nothing is left to be initialized when the machine runs.
-	disk, err := lab.NewDisk(t.Context(), path, "ext4 -E lazy_itable_init=0,lazy_journal_init=0 -N 16384", "root", diskSize)
+	disk, err := fs.newDisk(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}

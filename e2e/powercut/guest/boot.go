@@ -19,7 +19,7 @@ import (
 )
 
 // root is where the booted root is, in the mount namespace of its boot.
-const root = "/sysroot"
+const root = "/mnt"
 
 // programs is where the booted root has what is not in its image.
 const programs = "/run/programs/"
@@ -36,7 +36,7 @@ type host struct {
 	sync   bool
 }
 
-// boot boots a disk (DEVICE:BACKEND[:nosync]) and does what is to be done in boot
+// boot boots a disk (DEVICE:BACKEND:FILESYSTEM[:nosync]) and does what is to be done in boot
 // number n. The namespace ends with the process: the file systems are unmounted.
 func boot(disk, n string) error {
 	number, err := strconv.Atoi(n)
@@ -44,14 +44,14 @@ func boot(disk, n string) error {
 		return err
 	}
 	fields := strings.Split(disk, ":")
-	h := &host{device: fields[0], sync: len(fields) < 3}
+	h := &host{device: fields[0], sync: len(fields) < 4}
 	if h.marks, err = os.OpenFile(h.device, os.O_RDWR|unix.O_DIRECT|unix.O_SYNC, 0); err != nil {
 		return err
 	}
 	if h.size, err = h.marks.Seek(0, 2); err != nil {
 		return err
 	}
-	if err := h.mountRoot(fields[1]); err != nil {
+	if err := h.mountRoot(fields[1], fields[2]); err != nil {
 		return fmt.Errorf("mount the root: %w", err)
 	}
 	for _, s := range story.Boots[number] {
@@ -63,14 +63,19 @@ func boot(disk, n string) error {
 }
 
 // mountRoot does what an initramfs does with the default entry.
-func (h *host) mountRoot(backend string) error {
-	// The journal is committed every second instead of every fifth: no other
-	// states, but a shorter test.
+func (h *host) mountRoot(backend, fs string) error {
+	// The journal is committed every second instead of every fifth or 30th: no
+	// other states, but a shorter test.
+	options := map[string]string{"ext4": "commit=1", "btrfs": "commit=1"}[fs]
+	own, err := os.Executable()
+	if err != nil {
+		return err
+	}
 	if err := errors.Join(
 		syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""),
 		syscall.Mount("run", "/run", "tmpfs", 0, ""),
 		os.MkdirAll(root, 0o755),
-		syscall.Mount(h.device, root, "ext4", 0, "commit=1"),
+		syscall.Mount(h.device, root, fs, 0, options),
 	); err != nil {
 		return err
 	}
@@ -78,14 +83,14 @@ func (h *host) mountRoot(backend string) error {
 	if err != nil {
 		return err
 	}
+	for _, name := range []string{"kedge", "guest", "kedge-initramfs"} {
+		if err := bind(filepath.Join(filepath.Dir(own), name), programs+name, true); err != nil {
+			return err
+		}
+	}
 	mount := map[string]func(string) error{"ostree": ostreeRoot, "composefs": composefsRoot}[backend]
 	if err := mount(entry.Options); err != nil {
 		return err
-	}
-	for _, name := range []string{"kedge", "guest"} {
-		if err := bind("/usr/bin/"+name, programs+name, true); err != nil {
-			return err
-		}
 	}
 	if err := bind(images, "/run/images", false); err != nil {
 		return err
@@ -127,7 +132,7 @@ func ostreeRoot(options string) error {
 }
 
 func composefsRoot(options string) error {
-	out, err := exec.Command("/usr/bin/kedge-initramfs", "--sysroot", root, "--cmdline", options).CombinedOutput()
+	out, err := exec.Command(programs+"kedge-initramfs", "--sysroot", root, "--cmdline", options).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("kedge-initramfs: %w: %s", err, out)
 	}

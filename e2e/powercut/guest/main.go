@@ -2,7 +2,7 @@
 // it boots the root that the disk's default entry names, in a mount namespace,
 // and changes it there with kedge as package story says; all disks at once.
 //
-//	guest machine IMAGES DEVICE:BACKEND[:nosync]…
+//	guest machine IMAGES DEVICE:BACKEND:FILESYSTEM[:nosync]…
 package main
 
 import (
@@ -19,7 +19,7 @@ import (
 )
 
 // images is where the disk with the images is mounted.
-const images = "/images"
+const images = "/media"
 
 func main() {
 	var err error
@@ -39,9 +39,9 @@ func main() {
 	}
 }
 
-// machine lives the story on all disks.
+// machine lives the story on all disks, in a mount namespace of its own.
 func machine(source string, disks []string) error {
-	if err := errors.Join(os.Mkdir(images, 0o755), syscall.Mount(source, images, "ext4", syscall.MS_RDONLY, "")); err != nil {
+	if err := errors.Join(syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""), os.MkdirAll(images, 0o755), syscall.Mount(source, images, "ext4", syscall.MS_RDONLY, "")); err != nil {
 		return err
 	}
 	errs := make([]error, len(disks))
