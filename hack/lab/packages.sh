@@ -6,6 +6,8 @@
 #             in /usr/lib/sysimage/dpkg, no package lists
 #   dnf.tar   the same programs with dnf and rpm in the place of apt and dpkg: an
 #             RPM database in /usr/lib/sysimage/rpm, some packages of the lab in it
+#   dnf5.tar  the same of Debian sid, with dnf5 in the place of dnf and without
+#             its Python modules
 #   deb/      an apt repository of the lab's packages (packages/fixtures.sh)
 #   rpm/      a dnf repository of the same packages
 #   deb-signed/, deb-forged/
@@ -39,7 +41,7 @@ rm -rf --one-file-system "$kedge_cache"/packages-tmp.*
 work=$(mktemp -d "$kedge_cache/packages-tmp.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
 
-# debian DIR PACKAGE…: unpacks a minimal Debian with these packages.
+# debian DIR SUITE PACKAGE…: unpacks a minimal Debian with these packages.
 debian() {
   mkdir "$1"
   tar -C "$1" --xattrs --xattrs-include='*' --exclude='./dev/*' -xf "$("$lab_dir/packages/debian.sh" "${@:2}")"
@@ -76,6 +78,7 @@ d /var/mnt 0755 root root -
 d /var/roothome 0700 root root -
 d /var/tmp 1777 root root -
 END
+  echo "made when the image was built" >"$root/usr/lib/modules/6.0.0-lab/initramfs.img"
   : >"$root/etc/machine-id"
   rm -f "$root"/etc/{resolv.conf,hostname,passwd-,group-,shadow-,gshadow-,.pwd.lock}
 }
@@ -85,33 +88,43 @@ archive() { tar -C "$1" --numeric-owner --xattrs --xattrs-include='security.capa
 . "$lab_dir/packages/fixtures.sh"
 . "$lab_dir/packages/build.sh"
 
+# What the lab's packages call, and what a kernel needs.
+common=(systemd-standalone-sysusers systemd-standalone-tmpfiles dracut-core kmod)
 say "1/4 a Debian with apt"
 apt_root=$work/apt-root
-debian "$apt_root" systemd-standalone-sysusers systemd-standalone-tmpfiles
-say "2/4 a Debian with rpm and dnf"
+debian "$apt_root" trixie "${common[@]}"
+say "2/4 Debians with rpm and dnf, and dnf5"
 dnf_root=$work/dnf-root
-debian "$dnf_root" rpm dnf createrepo-c systemd-standalone-sysusers systemd-standalone-tmpfiles
+debian "$dnf_root" trixie rpm dnf createrepo-c "${common[@]}"
+dnf5_root=$work/dnf5-root
+debian "$dnf5_root" sid rpm dnf5 "${common[@]}"
 say "3/4 packages"
 mkdir -p "$work"/{deb,rpm,rpm-signed,base,spec,stage,keys}
 fixtures
+bulk 1000
 build_rpms "$dnf_root"
 build_repositories "$dnf_root"
 sign_repositories "$dnf_root"
 say "4/4 roots"
-mkdir -p "$apt_root/usr/lib/sysimage" "$dnf_root/usr/lib/sysimage"
+mkdir -p "$apt_root/usr/lib/sysimage"
 inside "$apt_root" sh -c 'dpkg -i /work/base/*.deb' >"$work/dpkg.log" 2>&1 || { tail "$work/dpkg.log" >&2; exit 1; }
 mv "$apt_root/var/lib/dpkg" "$apt_root/usr/lib/sysimage/dpkg"
 image "$apt_root"
 # Debian's rpm and dnf without dpkg and apt: what an RPM distribution has.
-rm -rf "$dnf_root/var/lib/dpkg" "$dnf_root/usr/bin"/{dpkg*,apt*} "$dnf_root/etc/apt" "$dnf_root/var/lib/rpm"
-echo '%_dbpath /usr/lib/sysimage/rpm' >"$dnf_root/usr/lib/rpm/macros.d/macros.image"
-inside "$dnf_root" sh -c 'rpm --initdb && rpm -i /work/base/*.rpm' >"$work/rpm.log" 2>&1 || { tail "$work/rpm.log" >&2; exit 1; }
-image "$dnf_root"
+for root in "$dnf_root" "$dnf5_root"; do
+  mkdir -p "$root/usr/lib/sysimage"
+  rm -rf "$root/var/lib/dpkg" "$root/usr/bin"/{dpkg*,apt*} "$root/etc/apt" "$root/var/lib/rpm"
+  echo '%_dbpath /usr/lib/sysimage/rpm' >"$root/usr/lib/rpm/macros.d/macros.image"
+  inside "$root" sh -c 'rpm --initdb && rpm -i --nosignature /work/base/*.rpm' >"$work/rpm.log" 2>&1 || { tail "$work/rpm.log" >&2; exit 1; }
+  image "$root"
+done
+rm -rf "$dnf5_root"/usr/lib/python3*/dist-packages/{rpm,libdnf5}
 archive "$apt_root" "$work/apt.tar"
 archive "$dnf_root" "$work/dnf.tar"
+archive "$dnf5_root" "$work/dnf5.tar"
 rm -rf --one-file-system "$out"
 mkdir "$out"
-mv "$work"/{apt.tar,dnf.tar,deb,deb-signed,deb-forged,rpm,rpm-signed,keys,base} "$out/"
+mv "$work"/{apt.tar,dnf.tar,dnf5.tar,deb,deb-signed,deb-forged,rpm,rpm-signed,keys,base} "$out/"
 touch "$out/done"
 say "made $out ($(du -sh "$out" | cut -f1))"
 echo "$out"

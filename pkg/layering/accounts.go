@@ -3,6 +3,8 @@ package layering
 import (
 	"fmt"
 	"os"
+	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,10 +24,13 @@ var accountFiles = []struct{ kind, path, shadow, shadowLine string }{
 }
 
 // readAccounts reads the users and groups of a root.
-func readAccounts(root *os.Root) ([]Account, error) {
+func readAccounts(root *os.Root) ([]Account, error) { return readAccountFiles(root, "etc") }
+
+// readAccountFiles reads them from a directory of a root.
+func readAccountFiles(root *os.Root, etc string) ([]Account, error) {
 	var out []Account
 	for _, f := range accountFiles {
-		text, err := readFile(root, f.path)
+		text, err := readFile(root, path.Join(etc, path.Base(f.path)))
 		if err != nil {
 			return nil, err
 		}
@@ -128,4 +133,95 @@ func quoteField(s string) string {
 		return "-"
 	}
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "%", "%%").Replace(s) + `"`
+}
+
+// firstSystemID and lastSystemID bound the numbers of accounts that packages
+// make (systemd, docs/UIDS-GIDS).
+const (
+	firstSystemID = 100
+	lastSystemID  = 999
+)
+
+// hostNumbers holds the accounts of a layer against those of the host, which
+// keeps its own /etc/passwd: a name that it has under another number gets that,
+// and a number that it gave to another name is replaced by one that is free. It
+// returns nil where nothing clashes.
+func (s *Session) hostNumbers(accounts []Account) ([]Account, error) {
+	if s.opt.HostEtc == "" || len(accounts) == 0 {
+		return nil, nil
+	}
+	host, err := os.OpenRoot(s.opt.HostEtc)
+	if err != nil {
+		return nil, err
+	}
+	defer host.Close()
+	known, err := readAccountFiles(host, "")
+	if err != nil {
+		return nil, err
+	}
+	etc := s.base.Etc
+	if etc == "" {
+		etc = filepath.Join(s.base.Root, "etc")
+	}
+	image, err := os.OpenRoot(etc)
+	if err != nil {
+		return nil, err
+	}
+	defer image.Close()
+	taken, err := readAccountFiles(image, "")
+	if err != nil {
+		return nil, err
+	}
+	return renumber(accounts, known, taken)
+}
+
+// renumber gives accounts numbers that do not clash with those of the host and
+// that the image has not taken.
+func renumber(accounts, known, taken []Account) ([]Account, error) {
+	type key struct {
+		kind string
+		id   uint32
+	}
+	names := make(map[key]string)
+	for _, a := range slices.Concat(taken, accounts, known) {
+		names[key{a.Kind, a.ID}] = a.Name
+	}
+	out := slices.Clone(accounts)
+	groups := make(map[uint32]uint32) // of groups that got another number
+	changed := false
+	for i := range out {
+		a := &out[i]
+		id := a.ID
+		if j := slices.IndexFunc(known, func(k Account) bool { return k.Kind == a.Kind && k.Name == a.Name }); j >= 0 {
+			id = known[j].ID
+		} else if names[key{a.Kind, a.ID}] != a.Name {
+			for id = lastSystemID; id >= firstSystemID && names[key{a.Kind, id}] != ""; id-- {
+			}
+			if id < firstSystemID {
+				return nil, fault.New(fault.Conflict, "remove accounts that nobody needs", "there is no number left for the %s %s", a.Kind, a.Name)
+			}
+		}
+		if id == a.ID {
+			continue
+		}
+		if a.Kind == "group" {
+			groups[a.ID] = id
+		}
+		names[key{a.Kind, id}] = a.Name
+		a.ID, changed = id, true
+	}
+	if !changed {
+		return nil, nil
+	}
+	for i := range out {
+		f := strings.Split(out[i].Line, ":")
+		f[2] = fmt.Sprint(out[i].ID)
+		if gid, err := strconv.ParseUint(f[3], 10, 32); err == nil && out[i].Kind == "user" {
+			if to, ok := groups[uint32(gid)]; ok {
+				f[3] = fmt.Sprint(to)
+			}
+		}
+		out[i].Line = strings.Join(f, ":")
+	}
+	return out, nil
 }

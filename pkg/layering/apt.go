@@ -305,6 +305,8 @@ func aptFailure(doing string, out *outcome) error {
 		return slices.ContainsFunc(any, func(s string) bool { return strings.Contains(out.tail, s) })
 	}
 	switch {
+	case has("is not valid yet (invalid for another", "is expired (invalid since"):
+		return fault.New(fault.Untrusted, "check this machine's clock (timedatectl), and whether the repository is still looked after", "%s: %s", doing, why)
 	case has("NO_PUBKEY", "GPG error", "is not signed", "BADSIG", "EXPKEYSIG", "Hash Sum mismatch", "cannot be authenticated", "not verified"):
 		return fault.New(fault.Untrusted, "check the repository's key and signature", "%s: %s", doing, why)
 	case has("No space left on device", "don't have enough free space"):
@@ -337,6 +339,16 @@ func (e *apt) unresolved(ctx context.Context, b *box, r *resolution, out *outcom
 		text = text[i:]
 	}
 	return fault.New(fault.Conflict, "ask for other packages, or for removing what stands in the way", "the packages cannot be installed on this base: %s", strings.TrimSpace(text))
+}
+
+// owner implements engine. The answer is PACKAGE[:ARCH][, …]: FILE.
+func (*apt) owner(ctx context.Context, b *box, file string) (string, error) {
+	out, err := b.run(ctx, command{argv: []string{"dpkg-query", "--search", file}})
+	if err != nil || out.code != 0 {
+		return "", err
+	}
+	name, _, _ := strings.Cut(out.stdout, ":")
+	return name, nil
 }
 
 func (*apt) transient(name string) bool {

@@ -211,7 +211,7 @@ func TestSameDigest(t *testing.T) {
 		// the times that another build of it gives them. Another cache; another
 		// order of the names.
 		other := *w
-		other.base.Root = unpack(t, filepath.Join(w.made, w.engine+".tar"), filepath.Join(t.TempDir(), "other"))
+		other.base.Root = unpack(t, filepath.Join(w.made, w.tool+".tar"), filepath.Join(t.TempDir(), "other"))
 		if _, err := lab.Command(t.Context(), "find", other.base.Root, "-type", "d", "-exec", "touch", "{}", "+"); err != nil {
 			t.Fatal(err)
 		}

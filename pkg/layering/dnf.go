@@ -58,6 +58,9 @@ func (*dnf) adapt(root *os.Root) error {
 	return moveDatabase(root, rpmVar, rpmDatabases[0])
 }
 
+// noSpace is ENOSPC in the C library's words.
+const noSpace = "No space left on device"
+
 // dnfAnswer is what the program writes to descriptor 3.
 type dnfAnswer struct {
 	Error   string   `json:"error"`
@@ -89,6 +92,9 @@ func (e *dnf) call(ctx context.Context, b *box, verb string, request map[string]
 		return nil, "", err
 	}
 	var a dnfAnswer
+	if strings.Contains(out.tail, noSpace) {
+		return nil, out.tail, fault.New(fault.NoSpace, "free some space", "dnf: %s", lastLines(out.tail, 3))
+	}
 	if out.code != 0 || json.Unmarshal([]byte(out.report), &a) != nil {
 		return nil, out.tail, fault.New(fault.Conflict, "see whether dnf works in the image", "dnf ended with status %d without an answer:\n%s", out.code, lastLines(out.tail, 20))
 	}
@@ -193,6 +199,14 @@ func parseRPMs(text string) ([]Package, error) {
 	}
 	sortPackages(list)
 	return list, nil
+}
+
+func (*dnf) owner(ctx context.Context, b *box, file string) (string, error) {
+	out, err := b.run(ctx, command{argv: []string{"rpm", "-qf", "--qf", "%{NAME}\n", file}})
+	if err != nil || out.code != 0 {
+		return "", err
+	}
+	return strings.TrimSpace(out.stdout), nil
 }
 
 func (*dnf) transient(name string) bool {

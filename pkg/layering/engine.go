@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path"
 	"slices"
 	"strings"
 
@@ -36,6 +37,8 @@ type engine interface {
 	transact(ctx context.Context, b *box, l *Lock) (string, error)
 	// query lists the packages of the database, ordered by name and architecture.
 	query(ctx context.Context, b *box) ([]Package, error)
+	// owner names the package that has a file, "" for none.
+	owner(ctx context.Context, b *box, file string) (string, error)
 	// transient reports whether a path of the layer (without a leading slash) is
 	// the manager's own state, of no use in an image or different each time.
 	transient(path string) bool
@@ -60,25 +63,35 @@ func (r *resolution) inBase(name string) bool {
 // with the root's own packages. Debian's images may have dnf as a tool beside
 // apt, and Fedora's dpkg; what such a tool would manage has no package in it.
 func detect(root *os.Root) (engine, error) {
-	for _, c := range []struct {
-		programs  []string
-		databases []string
-		engine    engine
-	}{
+	rpmAt := slices.Concat(rpmDatabases, []string{rpmVar})
+	managers := []manager{
 		{[]string{"usr/bin/apt-get", "usr/bin/dpkg"}, []string{dpkgUsr + "/status", dpkgVar + "/status"}, &apt{}},
+		{[]string{"usr/bin/dnf5", "usr/bin/rpm"}, rpmAt, &dnf5{}},
 		// dnf 4's own name; /usr/bin/dnf may be dnf5.
-		{[]string{"usr/bin/dnf-3", "usr/bin/rpm"}, slices.Concat(rpmDatabases, []string{rpmVar}), &dnf{}},
-	} {
+		{[]string{"usr/bin/dnf-3", "usr/bin/rpm"}, rpmAt, &dnf{}},
+	}
+	// Of both, the one that the image calls dnf.
+	if to, err := root.Readlink("usr/bin/dnf"); err == nil && path.Base(to) == "dnf-3" {
+		managers[1], managers[2] = managers[2], managers[1]
+	}
+	for _, m := range managers {
 		there := true
-		for _, p := range c.programs {
+		for _, p := range m.programs {
 			there = there && notEmpty(root, p)
 		}
-		if there && slices.ContainsFunc(c.databases, func(p string) bool { return notEmpty(root, p) }) {
-			return c.engine, nil
+		if there && slices.ContainsFunc(m.databases, func(p string) bool { return notEmpty(root, p) }) {
+			return m.engine, nil
 		}
 	}
-	return nil, fault.New(fault.Conflict, "add dnf 4 or apt to the image, or install the packages in the image itself (FROM this image, RUN dnf install …)",
-		"the image has no package manager that kedge knows (dnf 4 with rpm, or apt with dpkg)")
+	return nil, fault.New(fault.Conflict, "add dnf5, dnf 4 or apt to the image, or install the packages in the image itself (FROM this image, RUN dnf install …)",
+		"the image has no package manager that kedge knows (dnf5 or dnf 4 with rpm, or apt with dpkg)")
+}
+
+// manager is what tells that an image is managed by an engine.
+type manager struct {
+	programs  []string
+	databases []string
+	engine    engine
 }
 
 func notEmpty(root *os.Root, name string) bool {

@@ -22,7 +22,7 @@ import (
 // baseImage is the image that the world's root was unpacked from: one layer.
 func (w *world) baseImage(t *testing.T) (layering.BaseImage, v1.Descriptor) {
 	t.Helper()
-	f, err := os.Open(filepath.Join(w.made, w.engine+".tar"))
+	f, err := os.Open(filepath.Join(w.made, w.tool+".tar"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func (w *world) linkBlob(t *testing.T, dir string, layer v1.Descriptor) {
 	if err := os.MkdirAll(blobs, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lab.Command(t.Context(), "cp", filepath.Join(w.made, w.engine+".tar"), filepath.Join(blobs, layer.Digest.Encoded())); err != nil {
+	if _, err := lab.Command(t.Context(), "cp", filepath.Join(w.made, w.tool+".tar"), filepath.Join(blobs, layer.Digest.Encoded())); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -221,7 +221,7 @@ func inside(t *testing.T, root string, argv ...string) string {
 func TestDatabaseInVar(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		dir := filepath.Join(t.TempDir(), "root")
-		unpack(t, filepath.Join(w.made, w.engine+".tar"), dir)
+		unpack(t, filepath.Join(w.made, w.tool+".tar"), dir)
 		name := map[string]string{"apt": "dpkg", "dnf": "rpm"}[w.engine]
 		if err := os.MkdirAll(filepath.Join(dir, "var/lib"), 0o755); err != nil {
 			t.Fatal(err)

@@ -53,6 +53,9 @@ type Options struct {
 	// Reserve is what stays free on the file system of Work, in bytes: a
 	// transaction that would take more is ended. 0: 256 MiB.
 	Reserve uint64
+	// Journal is the socket of the journal that gets what a transaction says.
+	// Empty: that of systemd.
+	Journal string
 	Logger  *slog.Logger // nil: slog.Default()
 }
 
@@ -61,6 +64,9 @@ type Request struct {
 	Install []string // names as the package manager takes them: NAME, NAME=VERSION (apt), NAME-VERSION or a provide (dnf)
 	Files   []string // paths of local package files
 	Remove  []string // names of packages of the base that are to go
+	// Initramfs has the initramfs made anew; nil keeps the image's own, unless a
+	// kernel changes.
+	Initramfs *Initramfs `json:",omitempty"`
 }
 
 // Package is a package of a lock or a database.
@@ -84,7 +90,8 @@ type Lock struct {
 	Remove  []Package `json:"remove,omitempty"` // packages of the base
 	// Inactive are the names of the request that the base has already; they
 	// stay at the base's version.
-	Inactive []string `json:"inactive,omitempty"`
+	Inactive  []string   `json:"inactive,omitempty"`
+	Initramfs *Initramfs `json:"initramfs,omitempty"`
 	// Accounts are the users and groups that the packages made when the lock
 	// was first used, so that their numbers stay the same on the next base.
 	Accounts []Account `json:"accounts,omitempty"`

@@ -27,18 +27,37 @@ func (s *Session) Make(ctx context.Context, lock *Lock) (layer *Layer, err error
 			"the packages were chosen by %s, and the base has %s", lock.Engine, s.engine.name())
 	}
 	err = s.do(func() error {
-		// What an earlier call made, or began.
-		if err := errors.Join(os.RemoveAll(s.path(txUpper)), os.RemoveAll(s.path(layerFile))); err != nil {
+		if layer, err = s.attempt(ctx, lock); err != nil {
 			return err
 		}
-		mnt, err := s.stack(txUpper, prepUpper)
-		if err != nil {
+		// Scriptlets choose numbers that are free in the image; the host may have
+		// given them away, or know the names under others.
+		fixed, err := s.hostNumbers(layer.Accounts)
+		if err != nil || fixed == nil {
 			return err
 		}
-		layer, err = s.makeLayer(ctx, mnt, lock)
-		return errors.Join(err, unstack(mnt))
+		again := *lock
+		again.Accounts = fixed
+		layer, err = s.attempt(ctx, &again)
+		return err
 	})
-	return layer, err
+	if err != nil {
+		return nil, err
+	}
+	return layer, nil
+}
+
+func (s *Session) attempt(ctx context.Context, lock *Lock) (*Layer, error) {
+	// What an earlier call made, or began.
+	if err := errors.Join(os.RemoveAll(s.path(txUpper)), os.RemoveAll(s.path(layerFile))); err != nil {
+		return nil, err
+	}
+	mnt, err := s.stack(txUpper, prepUpper)
+	if err != nil {
+		return nil, err
+	}
+	layer, err := s.makeLayer(ctx, mnt, lock)
+	return layer, errors.Join(err, unstack(mnt))
 }
 
 func (s *Session) makeLayer(ctx context.Context, mnt string, lock *Lock) (*Layer, error) {
@@ -68,11 +87,16 @@ func (s *Session) makeLayer(ctx context.Context, mnt string, lock *Lock) (*Layer
 	if err != nil {
 		return nil, err
 	}
-	tx.binds = []bind{empty, {from: filepath.Join(s.opt.Cache, "packages"), to: boxPackages}}
+	packages := filepath.Join(s.opt.Cache, "packages")
+	if err := errors.Join(os.RemoveAll(s.path(bootUpper)), os.Mkdir(s.path(bootUpper), 0o755), os.MkdirAll(packages, 0o755)); err != nil {
+		return nil, err
+	}
+	tx.binds = []bind{empty, {from: packages, to: boxPackages}, {from: s.path(bootUpper), to: "/boot", writable: true}}
 	layer := &Layer{Path: s.path(layerFile)}
 	guarded, done := s.guardSpace(ctx)
 	layer.Output, err = s.engine.transact(guarded, &tx, lock)
 	done()
+	s.journal(layer.Output, err != nil)
 	if err != nil {
 		return nil, err
 	}
@@ -91,16 +115,28 @@ func (s *Session) makeLayer(ctx context.Context, mnt string, lock *Lock) (*Layer
 	if err := checkDatabase(before, lock, after); err != nil {
 		return nil, err
 	}
-	now, err := readAccounts(merged)
-	if err != nil {
-		return nil, err
-	}
-	layer.Accounts = newAccounts(users, now)
 	base, err := os.OpenRoot(s.base.Root)
 	if err != nil {
 		return nil, err
 	}
 	defer base.Close()
+	guarded, done = s.guardSpace(ctx)
+	kernel := &kernelFixer{s: s, box: b, base: base, merged: merged, cs: cs, want: lock.Initramfs}
+	changed, err := kernel.run(guarded)
+	done()
+	if err != nil {
+		return nil, err
+	}
+	if changed {
+		if cs, err = s.collect(started); err != nil {
+			return nil, err
+		}
+	}
+	now, err := readAccounts(merged)
+	if err != nil {
+		return nil, err
+	}
+	layer.Accounts = newAccounts(users, now)
 	t := &tidier{cs: cs, base: base, merged: merged, engine: s.engine, layer: layer}
 	if err := t.run(); err != nil {
 		return nil, err

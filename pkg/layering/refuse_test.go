@@ -81,6 +81,10 @@ func TestRepositories(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// Nothing is fetched yet, or the cache was emptied meanwhile.
+		if err := os.RemoveAll(filepath.Join(w.cache, "packages")); err != nil {
+			t.Fatal(err)
+		}
 		if _, err := s.Make(t.Context(), lock); err == nil {
 			t.Error("a layer is made of packages that nobody fetched")
 		}
@@ -124,8 +128,11 @@ func TestSignatures(t *testing.T) {
 		{"dnf", "rpm-signed", "lab-anchor", 0},
 		{"dnf", "rpm-signed", "lab-bonus", fault.Untrusted},
 		{"dnf", "rpm-signed", "lab-postbird", fault.Untrusted},
+		{"dnf5", "rpm-signed", "lab-anchor", 0},
+		{"dnf5", "rpm-signed", "lab-bonus", fault.Untrusted},
+		{"dnf5", "rpm-signed", "lab-postbird", fault.Untrusted},
 	} {
-		t.Run(tc.repository+"/"+tc.name, func(t *testing.T) {
+		t.Run(tc.engine+"/"+tc.repository+"/"+tc.name, func(t *testing.T) {
 			w := newWorld(t, tc.engine)
 			w.configureSigned(t, serve(t, filepath.Join(w.made, tc.repository)).URL)
 			_, err := w.add(t, layering.Request{Install: []string{tc.name}})
@@ -188,6 +195,59 @@ func TestCancel(t *testing.T) {
 			t.Errorf("after calls that were cancelled: %v, layer %+v, want %s again", err, again, first.DiffID)
 		}
 	})
+}
+
+// TestCacheOnly: what was once fetched needs no repository.
+func TestCacheOnly(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		first := w.mustAdd(t, "lab-link")
+		w.repo.Close()
+		opt := w.options(t)
+		opt.CacheOnly = true
+		s, err := layering.Open(t.Context(), w.base, opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.close(t, s)
+		again, err := build(t.Context(), s, layering.Request{Install: []string{"lab-link"}})
+		if err != nil || again.DiffID != first.DiffID {
+			t.Errorf("from the cache alone: %v, %v, want %s", err, again, first.DiffID)
+		}
+		if _, err := build(t.Context(), s, layering.Request{Install: []string{"lab-sender"}}); err == nil {
+			t.Error("a package is installed that nobody fetched")
+		}
+	})
+}
+
+// TestNoSpaceForCache: a disk that is full while repositories are read is named
+// as that, whatever the package manager makes of it.
+func TestNoSpaceForCache(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		if err := unix.Mount("tmpfs", w.cache, "tmpfs", 0, "size=64k"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(w.cache, unix.MNT_DETACH) })
+		_, err := w.add(t, layering.Request{Install: []string{"lab-anchor"}})
+		if fault.KindOf(err) != fault.NoSpace {
+			t.Errorf("a cache of 64 KiB: %v (%v), want no space", err, fault.KindOf(err))
+		}
+	})
+}
+
+// TestClock: apt's repositories say when they are good.
+func TestClock(t *testing.T) {
+	w := newWorld(t, "apt")
+	release, err := os.ReadFile(filepath.Join(w.made, "deb/Release"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, _ := strings.Cut(string(release), "Date: ")
+	_, after, _ := strings.Cut(rest, "\n")
+	w.repo.replace("Release", []byte(before+"Date: Thu, 01 Jan 2099 00:00:00 UTC\n"+after))
+	_, err = w.add(t, layering.Request{Install: []string{"lab-anchor"}})
+	if fault.KindOf(err) != fault.Untrusted || !strings.Contains(fault.HintOf(err), "clock") {
+		t.Errorf("a repository from the future: %v (hint %q)", err, fault.HintOf(err))
+	}
 }
 
 // What the process that is to be killed works on.

@@ -87,7 +87,15 @@ func (b *box) run(ctx context.Context, c command) (*outcome, error) {
 		return nil, err
 	}
 	defer filter.Close()
-	cmd := exec.CommandContext(ctx, b.s.bwrap, append(b.args(c), append([]string{"--"}, c.argv...)...)...)
+	limited, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	statusR, statusW, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer statusR.Close()
+	defer statusW.Close()
+	cmd := exec.CommandContext(limited, b.s.bwrap, append(b.args(c), append([]string{"--"}, c.argv...)...)...)
 	cmd.Env = []string{}
 	cmd.WaitDelay = boxEnd
 	// bwrap alone is not enough: killed while it starts, it leaves a child that
@@ -98,7 +106,7 @@ func (b *box) run(ctx context.Context, c command) (*outcome, error) {
 	tail := &tailBuffer{max: maxTail}
 	stdout := &cappedBuffer{max: maxStdout}
 	cmd.Stdout, cmd.Stderr = io.MultiWriter(stdout, tail), tail
-	cmd.ExtraFiles = []*os.File{nil, filter}
+	cmd.ExtraFiles = []*os.File{nil, filter, statusW}
 	report := &cappedBuffer{max: maxStdout}
 	var reading chan error
 	if c.report {
@@ -122,12 +130,22 @@ func (b *box) run(ctx context.Context, c command) (*outcome, error) {
 	} else if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	statusW.Close()
+	watched := make(chan struct{})
+	go func() {
+		watch(limited, statusR, cancel)
+		close(watched)
+	}()
 	err = cmd.Wait()
+	over := context.Cause(limited)
+	cancel(nil)
+	statusR.Close()
+	<-watched
 	if reading != nil {
 		err = errors.Join(err, <-reading)
 	}
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+	if over != nil {
+		return nil, over
 	}
 	out := &outcome{stdout: stdout.String(), report: report.String(), tail: tail.String(), code: cmd.ProcessState.ExitCode()}
 	b.s.log.Debug("ran in the sandbox", "command", strings.Join(c.argv, " "), "exit", out.code, "output", lastLines(out.tail, 20))
@@ -147,17 +165,18 @@ func (b *box) args(c command) []string {
 	if b.writable {
 		rootBind = "--bind"
 	}
+	scratch := scratchSize()
 	a := []string{
 		rootBind, b.root, "/",
 		"--dev", "/dev", "--proc", "/proc",
 		"--tmpfs", "/sys", "--remount-ro", "/sys",
-		"--tmpfs", "/run", "--tmpfs", "/boot",
+		"--size", scratch, "--tmpfs", "/run", "--size", scratch, "--tmpfs", "/boot", "--size", scratch, "--tmpfs", "/dev/shm",
 		// Without the sticky bit and everybody's right to write, apt's
 		// unprivileged user cannot work.
-		"--perms", "1777", "--tmpfs", "/tmp", "--perms", "1777", "--tmpfs", "/var/tmp",
+		"--perms", "1777", "--size", scratch, "--tmpfs", "/tmp", "--perms", "1777", "--size", scratch, "--tmpfs", "/var/tmp",
 		"--bind", filepath.Join(b.root, "usr/lib/opt"), "/opt",
 		"--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "localhost",
-		"--die-with-parent", "--new-session", "--seccomp", "4",
+		"--die-with-parent", "--new-session", "--seccomp", "4", "--json-status-fd", "5",
 		"--cap-drop", "ALL",
 	}
 	// What the kernel shows beside processes is the machine's: root in the box
@@ -182,6 +201,8 @@ func (b *box) args(c command) []string {
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=/tmp", "LC_ALL=C.UTF-8", "TERM=dumb", "SYSTEMD_OFFLINE=1",
 		"SOURCE_DATE_EPOCH=" + strconv.FormatInt(b.s.epoch().Unix(), 10),
+		// What a kernel needs is done when all packages are there.
+		"KERNEL_INSTALL_BYPASS=1", "INITRD=No", "DRACUT_NO_MKNOD=1",
 		// What compiles Python in a scriptlet does it the same way each time.
 		"PYTHONHASHSEED=0",
 	}, c.env...)

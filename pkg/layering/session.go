@@ -58,6 +58,9 @@ func Open(ctx context.Context, base Base, opt Options) (_ *Session, err error) {
 	if opt.Resolv == "" {
 		opt.Resolv = "/etc/resolv.conf"
 	}
+	if opt.Journal == "" {
+		opt.Journal = journalSocket
+	}
 	for _, d := range []string{opt.Work, opt.Cache} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, err

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -62,9 +64,10 @@ func (s *Session) Resolve(ctx context.Context, req Request) (lock *Lock, err err
 			}
 		}
 		if lock, err = s.engine.resolve(ctx, b, r); err != nil {
-			return err
+			return s.orFull(err)
 		}
-		lock.Inactive = inactive
+		lock.Inactive, lock.Initramfs = inactive, req.Initramfs
+		replaceKernels(lock, r.base)
 		sortPackages(lock.Install)
 		sortPackages(lock.Remove)
 		return checkRemovals(lock, req.Remove)
@@ -72,11 +75,25 @@ func (s *Session) Resolve(ctx context.Context, req Request) (lock *Lock, err err
 	return lock, err
 }
 
-// checkRemovals refuses to remove packages of the base that nobody asked to.
+// replaceKernels has packages that may be installed side by side, kernels, take
+// the place of the base's of the same name: an image has one kernel.
+func replaceKernels(lock *Lock, base []Package) {
+	for _, p := range lock.Install {
+		for _, old := range base {
+			if p.Replaces == "" && old.Name == p.Name && old.Arch == p.Arch && !slices.Contains(lock.Remove, old) {
+				lock.Remove = append(lock.Remove, old)
+			}
+		}
+	}
+}
+
+// checkRemovals refuses to remove packages of the base that nobody asked to. One
+// of the same name takes the place of a package, whatever its architecture.
 func checkRemovals(lock *Lock, asked []string) error {
 	var names []string
 	for _, p := range lock.Remove {
-		if !slices.Contains(asked, p.Name) {
+		replaced := slices.ContainsFunc(lock.Install, func(q Package) bool { return q.Name == p.Name })
+		if !slices.Contains(asked, p.Name) && !replaced {
 			names = append(names, p.Name)
 		}
 	}
@@ -118,17 +135,32 @@ func (s *Session) Fetch(ctx context.Context, lock *Lock) error {
 		defer done()
 		// Beside the cached packages, to be renamed; with nothing that an earlier
 		// run left half-way.
-		dir := filepath.Join(s.opt.Cache, "fetching")
+		dir := filepath.Join(s.opt.Cache, fetching)
 		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
 			return err
 		}
 		b.binds = append(b.binds, bind{from: dir, to: boxPackages, writable: true})
 		if err := s.engine.fetch(ctx, b, missing); err != nil {
-			return err
+			return s.orFull(err)
 		}
 		return s.takeFetched(dir, missing)
 	})
 }
+
+// orFull says that the disk is full where a package manager failed for that and
+// calls it otherwise.
+func (s *Session) orFull(err error) error {
+	const little = 8 << 20
+	var st unix.Statfs_t
+	full := unix.Statfs(s.opt.Cache, &st) == nil && st.Bavail*uint64(st.Bsize) < little
+	if k := fault.KindOf(err); full && (k == fault.Unavailable || k == fault.Conflict) {
+		return fault.New(fault.NoSpace, "free some space", "less than %d MB are free in %s: %w", little>>20, s.opt.Cache, err)
+	}
+	return err
+}
+
+// fetching is the directory of the cache for what is not known to be right yet.
+const fetching = "fetching"
 
 // netBox is the sandbox for what needs the network: the root is read-only, and
 // the host's repositories, keys and names show through.

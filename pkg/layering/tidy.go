@@ -57,9 +57,6 @@ func (t *tidier) run() error {
 		}
 	}
 	t.dropSecrets()
-	if err := t.kernels(); err != nil {
-		return err
-	}
 	t.opt()
 	if err := t.varFiles(); err != nil {
 		return err
@@ -107,23 +104,6 @@ func (t *tidier) dropSecrets() {
 		}
 	}
 	slices.Sort(t.layer.Secrets)
-}
-
-// kernels refuses a transaction that brings or changes a kernel: the initramfs
-// and the boot entry belong to it.
-func (t *tidier) kernels() error {
-	for name, c := range t.cs {
-		rest, ok := strings.CutPrefix(name, "usr/lib/modules/")
-		if !ok {
-			continue
-		}
-		version, file, _ := strings.Cut(rest, "/")
-		_, err := t.base.Stat("usr/lib/modules/" + version + "/vmlinuz")
-		if err != nil || c.whiteout && file == "" || file == "vmlinuz" {
-			return fault.New(fault.Conflict, "change the kernel in the image itself", "the packages change the kernel %s, which kedge does not do on a host", version)
-		}
-	}
-	return nil
 }
 
 // opt gives what packages put into /opt, which lies in /usr/lib/opt, its links.

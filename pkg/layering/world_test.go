@@ -24,7 +24,7 @@ var created = time.Unix(1735689600, 0)
 
 var scratch struct {
 	dir   string
-	roots map[string]string // engine → directory
+	roots map[string]string // tool → directory
 }
 
 func TestMain(m *testing.M) {
@@ -47,7 +47,8 @@ func TestMain(m *testing.M) {
 
 // world is a base image with a package manager, and a repository for it.
 type world struct {
-	engine string
+	tool   string // apt, dnf or dnf5
+	engine string // as locks have it
 	made   string // what hack/lab/packages.sh made
 	base   layering.Base
 	etc    string // of the host
@@ -58,19 +59,20 @@ type world struct {
 
 // each runs a rule on every engine.
 func each(t *testing.T, rule func(*testing.T, *world)) {
-	for _, engine := range []string{"apt", "dnf"} {
-		t.Run(engine, func(t *testing.T) { rule(t, newWorld(t, engine)) })
+	for _, tool := range []string{"apt", "dnf", "dnf5"} {
+		t.Run(tool, func(t *testing.T) { rule(t, newWorld(t, tool)) })
 	}
 }
 
-func newWorld(t testing.TB, engine string) *world {
+func newWorld(t testing.TB, tool string) *world {
 	t.Helper()
 	made := packages(t)
-	w := &world{engine: engine, made: made, work: t.TempDir(), cache: t.TempDir(), etc: t.TempDir()}
-	if scratch.roots[engine] == "" {
-		scratch.roots[engine] = unpack(t, filepath.Join(made, engine+".tar"), filepath.Join(scratch.dir, engine))
+	engine := strings.TrimSuffix(tool, "5")
+	w := &world{tool: tool, engine: engine, made: made, work: t.TempDir(), cache: t.TempDir(), etc: t.TempDir()}
+	if scratch.roots[tool] == "" {
+		scratch.roots[tool] = unpack(t, filepath.Join(made, tool+".tar"), filepath.Join(scratch.dir, tool))
 	}
-	w.base = layering.Base{Root: scratch.roots[engine], Created: created}
+	w.base = layering.Base{Root: scratch.roots[tool], Created: created}
 	w.repo = serve(t, filepath.Join(made, map[string]string{"apt": "deb", "dnf": "rpm"}[engine]))
 	w.configure(t, w.repo.URL)
 	return w

@@ -109,6 +109,25 @@ write_spec() {
   } >"$1/$name-$version.spec"
 }
 
+# bulk N: lab-bulk-1 to lab-bulk-N, empty packages that need each the one before
+# it, in every hundred.
+bulk() {
+  local i
+  {
+    printf '%s\n' 'Name: lab-bulk' 'Version: 1.0' 'Release: 1' 'Summary: many' 'License: MIT' 'BuildArch: noarch' 'AutoReqProv: no' '%description' 'Many.'
+    for ((i = 1; i <= $1; i++)); do
+      printf '%s\n' "%package -n lab-bulk-$i" 'Summary: one of many'
+      ((i % 100 == 1)) || echo "Requires: lab-bulk-$((i - 1))"
+      printf '%s\n' "%description -n lab-bulk-$i" 'One of many.' "%files -n lab-bulk-$i"
+    done
+  } >"$work/spec/rpm/lab-bulk.spec"
+  for ((i = 1; i <= $1; i++)); do
+    begin "lab-bulk-$i" 1.0
+    ((i % 100 == 1)) || field depends "lab-bulk-$((i - 1))"
+    build_deb "$work/deb"
+  done
+}
+
 # build_rpms ROOT: all specs, with the rpmbuild of a root.
 build_rpms() {
   inside "$1" sh -ec '

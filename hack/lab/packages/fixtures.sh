@@ -30,12 +30,36 @@ simple() {
   program "/usr/bin/$1"
 }
 
+# kernel NAME VERSION RELEASE: a package with what a kernel's has.
+kernel() {
+  begin "$1" "$2"
+  file "/usr/lib/modules/$3/vmlinuz" "the kernel $3"
+  file "/usr/lib/modules/$3/modules.order" "kernel/lab.ko"
+  file "/usr/lib/modules/$3/modules.builtin" ""
+  file "/usr/lib/modules/$3/kernel/lab.ko" "a module"
+}
+
 fixtures() {
   # In the roots.
   simple lab-base 1.0; field provides lab-release; field rpm_provides "/bin/sh"; end base
   simple lab-tool 1.0; end base
   simple lab-editor 1.0; end base
   begin lab-settings 1.0; file /etc/lab-settings.conf old; config /etc/lab-settings.conf; end base
+
+  kernel lab-kernel 1.0 6.0.0-lab; end base
+
+  # Kernels: one that replaces that of the base, one beside it whose image lies in
+  # /boot, and a module for the base's.
+  kernel lab-kernel 2.0 7.0.0-lab; end
+  kernel lab-kernel-boot 1.0 8.0.0-boot
+  mkdir -p "$d/boot"
+  mv "$d/usr/lib/modules/8.0.0-boot/vmlinuz" "$d/boot/vmlinuz-8.0.0-boot"
+  script post <<'END'
+test -e /boot/vmlinuz-8.0.0-boot
+echo "made by a hook" >/boot/initrd.img-8.0.0-boot
+END
+  end
+  begin lab-module 1.0; file /usr/lib/modules/6.0.0-lab/extra/lab.ko "a module"; end
 
   # Dependencies.
   simple lab-chain 1.0; field depends "lab-link (>= 2)"; end

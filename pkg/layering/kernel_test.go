@@ -1,0 +1,100 @@
+package layering_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/layering"
+)
+
+const modules = "usr/lib/modules/"
+
+// TestKernel: whatever a package does to the kernel, the layer's root has one,
+// with an initramfs that dracut made for it and lists of its modules.
+func TestKernel(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		upgrade := map[string]string{"apt": "lab-kernel=2.0", "dnf": "lab-kernel-2.0"}[w.engine]
+		for name, tc := range map[string]struct {
+			req     layering.Request
+			version string
+		}{
+			"another version": {layering.Request{Install: []string{upgrade}}, "7.0.0-lab"},
+			"from /boot":      {layering.Request{Install: []string{"lab-kernel-boot"}, Remove: []string{"lab-kernel"}}, "8.0.0-boot"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				r, err := w.add(t, tc.req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				dir := modules + tc.version
+				r.has(t, dir+"/vmlinuz", dir+"/initramfs.img", dir+"/modules.dep", dir+"/modules.dep.bin")
+				if got := content(r, dir+"/vmlinuz"); got != "the kernel "+tc.version+"\n" {
+					t.Errorf("vmlinuz is %q", got)
+				}
+				if e := r.files[dir+"/initramfs.img"]; e == nil || e.Size < 1<<20 {
+					t.Errorf("the initramfs: %+v", e)
+				}
+				if e := r.files[modules+".wh.6.0.0-lab"]; e == nil {
+					t.Errorf("the base's kernel is still there")
+				}
+				for name := range r.files {
+					if strings.HasPrefix(name, "boot") {
+						t.Errorf("the layer has %s", name)
+					}
+				}
+				if tc.version != "7.0.0-lab" {
+					return
+				}
+				again, err := w.add(t, tc.req)
+				if err != nil || again.DiffID != r.DiffID {
+					t.Errorf("made once more: %v, %v, want %s", err, again, r.DiffID)
+				}
+			})
+		}
+	})
+}
+
+func TestKernelRefused(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		_, err := w.add(t, layering.Request{Install: []string{"lab-kernel-boot"}})
+		if fault.KindOf(err) != fault.Conflict || !strings.Contains(fault.HintOf(err), "lab-kernel") {
+			t.Errorf("a second kernel: %v (hint %q)", err, fault.HintOf(err))
+		}
+		_, err = w.add(t, layering.Request{Remove: []string{"lab-kernel"}})
+		if fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "no kernel") {
+			t.Errorf("no kernel at all: %v", err)
+		}
+	})
+}
+
+// TestKernelModule: a module for the base's kernel leaves that and its initramfs
+// as they are.
+func TestKernelModule(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		r := w.mustAdd(t, "lab-module")
+		dir := modules + "6.0.0-lab/"
+		r.has(t, dir+"extra/lab.ko", dir+"modules.dep") // which the base does not have
+		r.lacks(t, dir+"vmlinuz", dir+"initramfs.img")
+	})
+}
+
+// TestInitramfs: an initramfs of this host's own, without any package.
+func TestInitramfs(t *testing.T) {
+	w := newWorld(t, "apt")
+	dir := modules + "6.0.0-lab/"
+	r, err := w.add(t, layering.Request{Initramfs: &layering.Initramfs{Args: []string{"--include", "/etc/os-release", "/etc/lab-release"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.has(t, dir+"initramfs.img")
+	r.lacks(t, dir+"vmlinuz")
+	plain, err := w.add(t, layering.Request{Initramfs: &layering.Initramfs{}})
+	if err != nil || plain.DiffID == r.DiffID {
+		t.Errorf("dracut's arguments make no difference (%v)", err)
+	}
+	_, err = w.add(t, layering.Request{Initramfs: &layering.Initramfs{Args: []string{"--no-such-option"}}})
+	if fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "no-such-option") {
+		t.Errorf("an option that dracut does not have: %v", err)
+	}
+}
