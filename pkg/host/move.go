@@ -199,6 +199,11 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 		}
 		return r, err
 	}
+	if layered.record != nil {
+		if err := h.checkHeldLock(ctx, m.verb, m.named, base, info.digest, layered.record.lock); err != nil {
+			return nil, err
+		}
+	}
 	if current := list.current(); m.retain && current != nil {
 		if err := h.store.SetPinned(current, true); err != nil {
 			return nil, err

@@ -17,7 +17,10 @@ import (
 func identity(d *deployment) v1.Identity {
 	i := v1.Identity{Image: d.root, Kargs: d.kargs}
 	if d.image != nil {
-		i.Image = d.image.digest
+		i.Image = d.imageDigest()
+	}
+	if r := d.origin.record; r != nil {
+		i.Packages = r.lock
 	}
 	return i
 }
@@ -127,8 +130,17 @@ func (h *Host) rollbackRecord(from, to *deployment, by string, f failure) *v1.Ro
 
 // checkHeld refuses a move to an image that failed on this host, or that was
 // rolled back from by hand, unless it was asked for by its name.
+// With packages that is known only when they have been resolved (checkHeldLock).
 func (h *Host) checkHeld(ctx context.Context, verb string, named bool, base *deployment, digest string) error {
-	if verb == "deploy" || base == nil {
+	if base == nil || !base.origin.wants.empty() {
+		return nil
+	}
+	return h.checkHeldLock(ctx, verb, named, base, digest, "")
+}
+
+// checkHeldLock is checkHeld for an image with the packages of a lock.
+func (h *Host) checkHeldLock(ctx context.Context, verb string, named bool, base *deployment, digest, lock string) error {
+	if verb == "deploy" {
 		return nil
 	}
 	r := h.records()
@@ -136,7 +148,7 @@ func (h *Host) checkHeld(ctx context.Context, verb string, named bool, base *dep
 		return nil
 	}
 	target := identity(base)
-	target.Image = digest
+	target.Image, target.Packages = digest, lock
 	q := r.HeldTarget(target, h.localKargs(ctx, base), !named)
 	if q == nil {
 		return nil
