@@ -71,6 +71,14 @@ func Apply(ctx context.Context, s Sides, dst *dirfd.Dir, o WriteOptions, log *sl
 		return nil, stats, err
 	}
 	log.Info("merged /etc", "changes", len(m.Changes), "files", stats.Files, "bytes", stats.Bytes, "shared", stats.Shared)
+	if !o.Since.IsZero() {
+		// Nobody is there any more to be told.
+		for _, c := range m.Changes {
+			if c.Conflict() {
+				log.Warn("changed in /etc on this host and in the image", "path", "/etc/"+c.Path, "result", c.Outcome.String(), "notes", c.Notes)
+			}
+		}
+	}
 	if !o.Since.IsZero() && stats.Largest > LargeFile {
 		log.Warn("a large file changed after staging and was copied at shutdown", "path", stats.Name, "bytes", stats.Largest)
 	}
