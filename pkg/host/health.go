@@ -66,10 +66,14 @@ func CheckHealth(ctx context.Context, cfg Config) error {
 	return wrap("check the health", atomicfile.Write(machine, reportFile, data, 0o644))
 }
 
-// tries is how often a boot loader that counts tries a new root of the sysroot.
+// tries is how often a boot loader that counts tries a new root of the sysroot. 0,
+// not counted, is better than a good root that nobody can bless.
 func (c Config) tries() uint64 {
 	if !c.onMachine() {
 		return assess.DefaultTries
+	}
+	if !c.canBless() {
+		return 0
 	}
 	return assess.Tries(c.Machine)
 }
@@ -250,6 +254,9 @@ func (h *Host) autoRollback() v1.AutoRollback {
 	}
 	if c := assess.ReadCounting(h.cfg.Machine); !c.Counts {
 		return v1.AutoRollback{State: v1.RollbackUnsupported, Reason: c.Why}
+	}
+	if !h.cfg.canBless() {
+		return v1.AutoRollback{State: v1.RollbackUnsupported, Reason: "the EFI system partition is not mounted at /efi, /boot or /boot/efi, where systemd-bless-boot looks for it"}
 	}
 	return v1.AutoRollback{State: v1.RollbackSupported}
 }

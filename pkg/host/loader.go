@@ -115,6 +115,12 @@ func (c Config) openESP(write bool) (*os.Root, error) {
 	return esp.Open(o)
 }
 
+// canBless reports whether systemd-bless-boot finds the boot entry of the running
+// machine: it does not look further than where partitions are mounted.
+func (c Config) canBless() bool {
+	return !c.firmware().SystemdBoot() || esp.Mounted(c.Machine, c.AnyESP)
+}
+
 func (c Config) openSystemdBoot() (loader.Loader, error) {
 	root, err := c.openESP(c.Write || !c.onMachine())
 	if err != nil {

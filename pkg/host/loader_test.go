@@ -337,3 +337,24 @@ func testGeneratedGRUB(t *testing.T, w *world) {
 	w.do(func(h *Host) (*v1.Result, error) { return h.Rollback(ctx) })
 	check("rolled back", 2)
 }
+
+// TestTriesNeedAMount: an entry is counted only where it can be blessed.
+func TestTriesNeedAMount(t *testing.T) {
+	machine := t.TempDir()
+	cfg := Config{Sysroot: machine, Machine: machine}
+	if n := cfg.tries(); n != 3 {
+		t.Errorf("without systemd-boot: %d tries, want the default", n)
+	}
+	vars := filepath.Join(machine, "sys/firmware/efi/efivars")
+	must(t, os.MkdirAll(vars, 0o755))
+	info := "\x06\x00\x00\x00s\x00y\x00s\x00t\x00e\x00m\x00d\x00-\x00b\x00o\x00o\x00t\x00\x00\x00"
+	must(t, os.WriteFile(filepath.Join(vars, "LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"), []byte(info), 0o644))
+	must(t, os.Mkdir(filepath.Join(machine, "efi"), 0o755))
+	if n := cfg.tries(); n != 0 {
+		t.Errorf("with a partition that is mounted nowhere: %d tries, want none", n)
+	}
+	cfg.AnyESP = true
+	if n := cfg.tries(); n != 3 {
+		t.Errorf("with a partition at /efi: %d tries, want the default", n)
+	}
+}

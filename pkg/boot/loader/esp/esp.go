@@ -85,6 +85,17 @@ func Open(o Options) (*os.Root, error) {
 	return nil, fault.New(fault.NotFound, "mount it at "+filepath.Join(o.Dir, Dirs[1])+" or "+filepath.Join(o.Dir, Dirs[0]), "no EFI system partition is mounted below %s", o.Dir)
 }
 
+// Mounted reports whether the partition is mounted below a root.
+func Mounted(dir string, anyFilesystem bool) bool {
+	for _, name := range Dirs {
+		mounted, err := isMounted(filepath.Join(dir, name), anyFilesystem)
+		if fat, ferr := isFAT(filepath.Join(dir, name)); err == nil && mounted && (anyFilesystem || ferr == nil && fat) {
+			return true
+		}
+	}
+	return false
+}
+
 // isMounted reports whether dir has a file system of its own.
 func isMounted(dir string, any bool) (bool, error) {
 	var st, up unix.Stat_t
