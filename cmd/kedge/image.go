@@ -7,6 +7,10 @@ import (
 	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/host"
 )
 
 func cmdImage(e *env) *cli.Command {
@@ -26,8 +30,44 @@ func cmdImage(e *env) *cli.Command {
 				}
 				return runImageList(c.Context, e)
 			},
-		}},
+		}, cmdImagePush(e)},
 	}
+}
+
+func cmdImagePush(e *env) *cli.Command {
+	return &cli.Command{
+		Name: "push", Usage: "put an image with this host's packages into a registry", ArgsUsage: "[IMAGE] TARGET",
+		Description: "IMAGE is a name or digest of `kedge image list` that has packages; without it, that of the next\n" +
+			"boot. Layers of its base are mounted where TARGET's registry has them, else they are streamed\n" +
+			"from where the base came from. Other hosts can then switch to TARGET.",
+		UsageText: "kedge image push registry.example/os:with-htop",
+		Action: func(c *cli.Context) error {
+			operands := c.Args().Slice()
+			if len(operands) == 0 || len(operands) > 2 {
+				return fault.New(fault.Usage, "kedge image push --help shows what it takes", "image push: one or two operands, not %d", len(operands))
+			}
+			image := ""
+			if len(operands) == 2 {
+				image = operands[0]
+			}
+			return runImagePush(c.Context, e, image, operands[len(operands)-1])
+		},
+	}
+}
+
+func runImagePush(ctx context.Context, e *env, image, target string) error {
+	var pushed *v1.StoredImage
+	err := e.withHost(ctx, true, func(h *host.Host) (err error) {
+		pushed, err = h.PushImage(ctx, image, target)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(pushed)
+	}
+	return e.printf("Pushed %s (%s).\n", oneLine(pushed.Image), pushed.Digest)
 }
 
 func runImageList(ctx context.Context, e *env) error {

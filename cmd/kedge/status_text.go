@@ -165,6 +165,12 @@ func writeEntry(b *strings.Builder, e *env, r row) {
 	}
 	if p := k.Packages; p != nil {
 		line("packages", "%s", packagesText(p))
+		for _, o := range p.LeftOut {
+			fmt.Fprintf(b, "  %s %s\n", e.paint(bold+yellow, "degraded:"), oneLine(o.Name+" is left out: "+o.Reason))
+		}
+	}
+	if i := k.BaseImage; i != nil {
+		line("base", "%s", i.ImageDigest)
 	}
 	line("kargs", "%s", strings.Join(k.Kargs, " "))
 	if k.Health != nil {
@@ -208,7 +214,7 @@ func packagesText(p *v1.Packages) string {
 	for _, g := range []struct {
 		word  string
 		names []string
-	}{{"requested", p.Requested}, {"removed", p.Removed}, {"replaced", p.Replaced}} {
+	}{{"requested", p.Requested}, {"in the image already", p.Inactive}, {"removed", p.Removed}, {"replaced", p.Replaced}} {
 		if len(g.names) > 0 {
 			parts = append(parts, g.word+" "+strings.Join(g.names, " "))
 		}

@@ -32,7 +32,9 @@ type stage struct {
 	*world
 	ctx  context.Context
 	refs map[string]string // by tag
-	last any               // what the step gave
+	// elsewhere is another registry.
+	elsewhere string
+	last      any // what the step gave
 }
 
 func (s *stage) image(tag string, version int, more ...smallimage.Entry) {
@@ -336,20 +338,23 @@ func bootedLife() []step {
 // be the same but for what is the backend's by nature.
 func TestConformance(t *testing.T) {
 	for name, steps := range map[string]func() []step{"offline": life, "booted": bootedLife, "health": healthLife, "etc": etcLife, "kargs": kargsLife, "etc of what runs": bootedEtcLife} {
-		t.Run(name, func(t *testing.T) {
-			var all [][]string
-			for _, b := range backends {
-				t.Run(b.name, func(t *testing.T) { all = append(all, run(t, b.name, steps())) })
-			}
-			if len(all) != len(backends) || len(all[0]) != len(all[1]) {
-				t.Fatal("a backend did not take all steps")
-			}
-			for i, s := range steps() {
-				if diff := cmp.Diff(all[0][i], all[1][i]); diff != "" {
-					t.Errorf("%s: %s (-) and %s (+) differ:\n%s", s.name, backends[0].name, backends[1].name, diff)
-				}
-			}
-		})
+		t.Run(name, func(t *testing.T) { conform(t, func(*testing.T) []step { return steps() }) })
+	}
+}
+
+// conform takes steps on both backends.
+func conform(t *testing.T, steps func(*testing.T) []step) {
+	var all [][]string
+	for _, b := range backends {
+		t.Run(b.name, func(t *testing.T) { all = append(all, run(t, b.name, steps(t))) })
+	}
+	if len(all) != len(backends) || len(all[0]) != len(all[1]) {
+		t.Fatal("a backend did not take all steps")
+	}
+	for i, s := range steps(t) {
+		if diff := cmp.Diff(all[0][i], all[1][i]); diff != "" {
+			t.Errorf("%s: %s (-) and %s (+) differ:\n%s", s.name, backends[0].name, backends[1].name, diff)
+		}
 	}
 }
 

@@ -85,6 +85,9 @@ func (h *Host) fetchAgain(ctx context.Context, d *deployment) (*ocibridge.Source
 	if d.manifest == "" || d.origin.ref == nil {
 		return nil, fault.New(fault.NotFound, "", "the deployment %s was made from no image that is known", d.id)
 	}
+	if d.imageDigest() != d.manifest {
+		return h.fetchPackages(ctx, d)
+	}
 	ref := *d.origin.ref
 	if ref.Transport == ocibridge.Registry {
 		var err error

@@ -26,6 +26,14 @@ type layerBase struct {
 	image *imageInfo
 }
 
+// origin names the base where its layers are: by digest where that can be said.
+func (b layerBase) origin() (ocibridge.Reference, error) {
+	if b.ref.Transport != ocibridge.Registry {
+		return b.ref, nil
+	}
+	return b.ref.WithDigest(b.image.digest)
+}
+
 type layerOptions struct {
 	// before is the deployment that is continued: its /etc has the repositories,
 	// and the accounts of its packages keep their numbers.
@@ -192,6 +200,11 @@ func (h *Host) openLocal(ctx context.Context, name string, base layerBase) (*oci
 		return nil, err
 	}
 	opt := h.cfg.Images
+	origin, err := base.origin()
+	if err != nil {
+		return nil, err
+	}
+	opt.Origin = &origin
 	opt.PolicyFile = h.packageDir("policy.json")
 	if err := os.WriteFile(opt.PolicyFile, []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`+"\n"), 0o644); err != nil {
 		return nil, err

@@ -1,21 +1,24 @@
 package host
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	ociv1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/e2e/smallimage"
 	"github.com/kedge-os/kedge/internal/lab"
+	"github.com/kedge-os/kedge/internal/testregistry"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -26,6 +29,7 @@ type packageLab struct {
 	url   string
 	asked atomic.Int64
 	down  atomic.Bool
+	few   atomic.Bool // only the packages of rpm-signed
 }
 
 func newPackageLab(t testing.TB, engine string) *packageLab {
@@ -43,6 +47,10 @@ func newPackageLab(t testing.TB, engine string) *packageLab {
 		l.asked.Add(1)
 		if l.down.Load() {
 			http.Error(w, "down", http.StatusServiceUnavailable)
+			return
+		}
+		if l.few.Load() {
+			http.FileServer(http.Dir(filepath.Join(dir, "rpm-signed"))).ServeHTTP(w, r)
 			return
 		}
 		files.ServeHTTP(w, r)
@@ -145,6 +153,8 @@ func packagesLife(t *testing.T, engine string) []step {
 	}
 	return []step{
 		act("images", func(s *stage) {
+			s.elsewhere = testregistry.Start(s.t)
+			s.write(s.conf+"/registries.conf", fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n[[registry]]\nlocation = %q\ninsecure = true\n", s.registry, s.elsewhere))
 			push(s, "a", engine, 1)
 			push(s, "b", engine, 2)
 			push(s, "other", other, 3)
@@ -173,6 +183,33 @@ func packagesLife(t *testing.T, engine string) []step {
 		{name: "status with packages", do: doStatus},
 		{name: "list", do: doListPackages},
 		{name: "image list with packages", do: doImages},
+		{name: "push to another registry", do: func(s *stage) (any, error) {
+			return s.on(func(h *Host) (any, error) {
+				i, err := h.PushImage(s.ctx, "", s.elsewhere+"/mine:chain")
+				if i != nil {
+					i.Image = "<elsewhere>"
+				}
+				return i, err
+			})
+		}, check: func(t *testing.T, s *stage) {
+			other := *s.world
+			other.dir, other.t = t.TempDir(), t
+			r := other.install(s.elsewhere + "/mine:chain")
+			if got := r.Image.ImageDigest; got != s.last.(*v1.StoredImage).Digest {
+				t.Errorf("another host installed %s of what was pushed", got)
+			}
+			wantFiles(0, "usr/bin/lab-chain")(t, &stage{world: &other, ctx: s.ctx})
+			_ = exec.Command("chattr", "-R", "-f", "-i", other.dir).Run()
+		}},
+		{name: "push of what has no packages", do: func(s *stage) (any, error) {
+			return s.on(func(h *Host) (any, error) { return h.PushImage(s.ctx, "nothing", s.elsewhere+"/mine:no") })
+		}, kind: fault.NotFound},
+		act("damage", func(s *stage) { s.damageLargest() }),
+		{name: "fsck --repair with packages", do: doFsck(FsckOptions{Repair: true}), check: func(t *testing.T, s *stage) {
+			if c := s.last.(*v1.Check); len(c.Repaired) == 0 || len(c.Problems) > 0 {
+				t.Errorf("fsck --repair = %+v, want all repaired", c)
+			}
+		}},
 		{name: "add again", do: doPackages(PackagesOptions{Add: []string{"lab-chain"}}), kind: fault.Conflict},
 		{name: "add again, idempotent", do: doPackages(PackagesOptions{Add: []string{"lab-chain"}, Idempotent: true})},
 		reset,
@@ -232,19 +269,6 @@ func packagesLife(t *testing.T, engine string) []step {
 // TestPackages is TestConformance of packages, with each package manager.
 func TestPackages(t *testing.T) {
 	for _, engine := range []string{"apt", "dnf"} {
-		t.Run(engine, func(t *testing.T) {
-			var all [][]string
-			for _, b := range backends {
-				t.Run(b.name, func(t *testing.T) { all = append(all, run(t, b.name, packagesLife(t, engine))) })
-			}
-			if len(all) != len(backends) || len(all[0]) != len(all[1]) {
-				t.Fatal("a backend did not take all steps")
-			}
-			for i, s := range packagesLife(t, engine) {
-				if diff := cmp.Diff(all[0][i], all[1][i]); diff != "" {
-					t.Errorf("%s: %s (-) and %s (+) differ:\n%s", s.name, backends[0].name, backends[1].name, diff)
-				}
-			}
-		})
+		t.Run(engine, func(t *testing.T) { conform(t, func(t *testing.T) []step { return packagesLife(t, engine) }) })
 	}
 }

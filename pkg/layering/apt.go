@@ -321,7 +321,8 @@ func aptFailure(doing string, out *outcome) error {
 func (e *apt) unresolved(ctx context.Context, b *box, r *resolution, out *outcome) error {
 	for line := range strings.Lines(out.tail) {
 		for _, said := range []string{"E: Unable to locate package ", "E: Package '"} {
-			rest, ok := strings.CutPrefix(line, said)
+			// Its progress may stand before it on the line.
+			_, rest, ok := strings.Cut(line, said)
 			if !ok {
 				continue
 			}

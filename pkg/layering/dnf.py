@@ -62,17 +62,18 @@ def os_release():
 def resolve(spec):
     import dnf
     base = open_base(spec)
+    # Before any name: dnf takes no files once there is a job.
+    files = {}
+    if spec['paths']:
+        for path, pkg in zip(spec['paths'], base.add_remote_rpms(spec['paths'])):
+            base.package_install(pkg)
+            files[str(pkg)] = path
     for name in spec['install']:
         try:
             base.install(name)
         except dnf.exceptions.MarkingError:
             known = sorted({p.name for p in base.sack.query().available()})
             raise Failure('not found', name, known=known)
-    files = {}
-    if spec['paths']:
-        for path, pkg in zip(spec['paths'], base.add_remote_rpms(spec['paths'])):
-            base.package_install(pkg)
-            files[str(pkg)] = path
     for name in spec['remove']:
         base.remove(name)
     try:

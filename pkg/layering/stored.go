@@ -3,7 +3,6 @@ package layering
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -84,19 +83,25 @@ func (l Layout) Open(d digest.Digest) (io.ReadCloser, int64, error) {
 	return f, st.Size(), nil
 }
 
-func (l Layout) readJSON(d digest.Digest, v any) error {
+// Read returns a manifest or config of the layout, as its digest says.
+func (l Layout) Read(d digest.Digest) ([]byte, error) {
 	r, _, err := l.Open(d)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer r.Close()
 	const limit = 4 << 20 // as for the manifests and configs of registries
 	b, err := io.ReadAll(io.LimitReader(r, limit))
+	if err == nil && digest.FromBytes(b) != d {
+		err = fault.New(fault.Corrupt, "remove the packages and add them again", "the blob %s of the local images is damaged", d)
+	}
+	return b, err
+}
+
+func (l Layout) readJSON(d digest.Digest, v any) error {
+	b, err := l.Read(d)
 	if err != nil {
 		return err
-	}
-	if got := digest.FromBytes(b); got != d {
-		return fmt.Errorf("blob %s has the digest %s", d, got)
 	}
 	return json.Unmarshal(b, v)
 }

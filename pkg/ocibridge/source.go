@@ -96,6 +96,9 @@ func connect(ctx context.Context, ref Reference, iref types.ImageReference, sys 
 	if err != nil {
 		return nil, "", err
 	}
+	if opt.Origin != nil {
+		src = withOrigin{src, &originSource{ref: *opt.Origin, opt: opt}}
+	}
 	s := &Source{Reference: ref, opt: opt, src: src, blobs: &blobs{src: src, retry: opt.Retry, log: opt.Logger}}
 	if ref.Transport != Registry {
 		s.blobs.retry.Attempts = 1 // a local file does not get better

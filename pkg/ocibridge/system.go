@@ -37,6 +37,9 @@ type Options struct {
 	// AllowPlatform accepts images for other platforms.
 	AllowUnbootable, AllowPlatform bool
 
+	// Origin names an image that has the blobs which the image's own place lacks.
+	Origin *Reference
+
 	Limits   Limits
 	Retry    Retry
 	Parallel int // layers read at once; 0 is one more than there are processors

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/host"
+)
+
+func cmdPkg(e *env) *cli.Command {
+	return &cli.Command{
+		Name:  "pkg",
+		Usage: "put packages on the image of this host",
+		Description: "The packages that are asked for become one more layer on the image, made by the image's own\n" +
+			"package manager in a sandbox, and stay over upgrades. A change makes a new deployment;\n" +
+			"rollback leads back.",
+		UsageText:   "kedge pkg add htop",
+		Subcommands: []*cli.Command{cmdPkgAdd(e), cmdPkgRemove(e), cmdPkgList(e)},
+	}
+}
+
+type pkgOptions struct {
+	host.PackagesOptions
+	Also        cli.StringSlice // the other direction in the same transaction
+	Apply       bool
+	Unchanged77 bool
+	Yes         bool
+}
+
+func (o *pkgOptions) AddFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "dry-run", Usage: "only show what would be layered", Destination: &o.DryRun},
+		&cli.BoolFlag{Name: "download-only", Usage: "fetch the packages, and change nothing", Destination: &o.DownloadOnly},
+		&cli.BoolFlag{Name: "cache-only", Usage: "use what was fetched before; no network", Destination: &o.CacheOnly},
+		&cli.BoolFlag{Name: "idempotent", Usage: "make no error of what is there already, or not there", Destination: &o.Idempotent},
+		&cli.BoolFlag{Name: "apply", Usage: "reboot into the change", Destination: &o.Apply},
+		&cli.BoolFlag{Name: "unchanged-exit-77", Usage: "exit with 77 where nothing changed", Destination: &o.Unchanged77},
+		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "accepted for scripts: kedge asks nothing", Destination: &o.Yes},
+	}
+}
+
+func cmdPkgAdd(e *env) *cli.Command {
+	var opts pkgOptions
+	return &cli.Command{
+		Name: "add", Usage: "put packages on the image", ArgsUsage: "NAME|FILE…",
+		Description: "NAME is what the image's package manager takes: a name, a version, with dnf a provide too.\n" +
+			"FILE ends in .deb or .rpm and is kept. The repositories are the image's, and those in /etc.",
+		UsageText: "kedge pkg add htop ./agent-1.2.rpm --remove nano",
+		Flags: append(opts.AddFlags(),
+			&cli.StringSliceFlag{Name: "remove", Usage: "in the same change, take `NAME` off again", Destination: &opts.Also},
+			&cli.BoolFlag{Name: "required", Usage: "hold updates back that cannot take what is added", Destination: &opts.Required}),
+		Action: func(c *cli.Context) error {
+			opts.Verb, opts.Add, opts.Remove = "pkg add", c.Args().Slice(), opts.Also.Value()
+			return runPkg(c.Context, e, opts, opts.Add)
+		},
+	}
+}
+
+func cmdPkgRemove(e *env) *cli.Command {
+	var opts pkgOptions
+	return &cli.Command{
+		Name: "remove", Usage: "take packages off again that were added", ArgsUsage: "NAME…",
+		Description: "Takes off what `kedge pkg add` put on, with what was only needed for it. Without any package\n" +
+			"left, the host is on the plain image again.",
+		UsageText: "kedge pkg remove htop",
+		Flags: append(opts.AddFlags(),
+			&cli.StringSliceFlag{Name: "add", Usage: "in the same change, add `NAME`", Destination: &opts.Also}),
+		Action: func(c *cli.Context) error {
+			opts.Verb, opts.Remove, opts.Add = "pkg remove", c.Args().Slice(), opts.Also.Value()
+			return runPkg(c.Context, e, opts, opts.Remove)
+		},
+	}
+}
+
+func runPkg(ctx context.Context, e *env, opts pkgOptions, operands []string) error {
+	if len(operands) == 0 {
+		return fault.New(fault.Usage, "kedge "+opts.Verb+" --help shows what it takes", "%s: NAME is missing", opts.Verb)
+	}
+	if opts.DryRun && opts.DownloadOnly || opts.Apply && (opts.DryRun || opts.DownloadOnly) {
+		return fault.New(fault.Usage, "leave one of them out", "%s: --dry-run, --download-only and --apply exclude each other", opts.Verb)
+	}
+	var result *v1.Result
+	op := func(ctx context.Context, h *host.Host) (r *v1.Result, err error) {
+		result, err = h.ChangePackages(ctx, opts.PackagesOptions)
+		return result, err
+	}
+	if opts.DryRun || opts.DownloadOnly {
+		err := e.withHost(ctx, true, func(h *host.Host) error {
+			_, err := op(ctx, h)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		return e.printPackages(result, opts)
+	}
+	if err := e.change(ctx, opts.Apply, op); err != nil {
+		return err
+	}
+	return unchanged(result, opts.Unchanged77)
+}
+
+// printPackages prints what a change would come to.
+func (e *env) printPackages(r *v1.Result, opts pkgOptions) error {
+	if e.json {
+		return e.printJSON(r)
+	}
+	if r.Packages == nil {
+		return e.printf("No change.\n")
+	}
+	return e.write([]byte(packagesChangeText(r.Packages)))
+}
+
+func packagesChangeText(c *v1.PackageChange) string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	line := func(sign string, list []v1.Package) {
+		for _, p := range list {
+			note := p.Repository
+			if p.Replaces != "" {
+				note = strings.TrimSpace(note + " (the image has " + p.Replaces + ")")
+			}
+			fmt.Fprintf(w, "%s %s\t%s\t%s\t%s\n", sign, oneLine(p.Name), oneLine(p.Version), oneLine(p.Arch), oneLine(note))
+		}
+	}
+	line("+", c.Added)
+	line("~", c.Changed)
+	line("-", c.Dropped)
+	line("-", c.Removed)
+	_ = w.Flush() // a strings.Builder takes everything
+	var bytes int64
+	for _, p := range c.Layered {
+		bytes += p.Size
+	}
+	for _, name := range c.Inactive {
+		fmt.Fprintf(&b, "= %s is in the image already\n", oneLine(name))
+	}
+	fmt.Fprintf(&b, "%s on the image, %s of package files.\n", count(len(c.Layered), "package"), size(bytes))
+	return b.String()
+}
+
+func cmdPkgList(e *env) *cli.Command {
+	var requested, layered, all bool
+	return &cli.Command{
+		Name: "list", Usage: "list the packages that the next boot has on the image",
+		Description: "Without a flag: what was asked for, and every package that is on the image for it.\n" +
+			"--all runs the image's package manager, which needs root.",
+		UsageText: "kedge pkg list --json",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "requested", Usage: "only what was asked for", Destination: &requested},
+			&cli.BoolFlag{Name: "layered", Usage: "only what is on the image", Destination: &layered},
+			&cli.BoolFlag{Name: "all", Usage: "every package of the root, the image's too", Destination: &all},
+		},
+		Action: func(c *cli.Context) error {
+			if err := noOperands(c); err != nil {
+				return err
+			}
+			return runPkgList(c.Context, e, requested, layered, all)
+		},
+	}
+}
+
+func runPkgList(ctx context.Context, e *env, requested, layered, all bool) error {
+	h, err := e.open(ctx, all && os.Geteuid() == 0)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	list, err := h.Packages(ctx, all)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(list)
+	}
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	packages := list.Layered
+	if all {
+		packages = list.All
+	}
+	if !layered && !all {
+		for _, name := range list.Requested {
+			fmt.Fprintf(w, "%s\trequested\t\n", oneLine(name))
+		}
+		for _, name := range list.Inactive {
+			fmt.Fprintf(w, "%s\tinactive\tthe image has it\n", oneLine(name))
+		}
+		for _, p := range list.LeftOut {
+			fmt.Fprintf(w, "%s\tleft out\t%s\n", oneLine(p.Name), oneLine(p.Reason))
+		}
+	}
+	if !requested {
+		for _, p := range packages {
+			fmt.Fprintf(w, "%s\t%s\t%s\n", oneLine(p.Name), oneLine(p.Version), oneLine(p.Arch))
+		}
+	}
+	_ = w.Flush() // a strings.Builder takes everything
+	return e.write([]byte(b.String()))
+}
