@@ -22,7 +22,7 @@ func (o *installOptions) AddFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "enforce-sigpolicy", Usage: "demand that policy.json asks for a signature, from here on", Destination: &o.EnforceSigpolicy},
 		&cli.StringFlag{Name: "stateroot", Value: "default", Usage: "keep /var in stateroot `NAME`", Destination: &o.Stateroot},
 		&cli.StringSliceFlag{Name: "karg", Usage: "boot with kernel argument `K=V`; may be repeated", Destination: &o.Kargs},
-		&cli.StringFlag{Name: "bootloader", Value: "auto", Usage: "install boot loader `NAME`: systemd-boot, grub, none or auto (systemd-boot where it can be)", Destination: &o.Bootloader},
+		&cli.StringFlag{Name: "bootloader", Value: "auto", Usage: "install boot loader `NAME`: systemd-boot, grub, none or auto", Destination: &o.Bootloader},
 		&cli.StringFlag{Name: "backend", Value: host.AutoBackend, Usage: "keep roots with `NAME`: ostree, composefs, or auto (as DIR is, else ostree)", Destination: &o.Backend},
 		&cli.BoolFlag{Name: "allow-missing-verity", Usage: "accept a file system without fs-verity, and record that", Destination: &o.AllowMissingVerity},
 	}
