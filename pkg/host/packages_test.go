@@ -67,6 +67,7 @@ func (l *packageLab) image(t testing.TB, engine string, version int, more ...sma
 	must(t, err)
 	layers := []ociv1.Layer{static.NewLayer(raw, types.OCIUncompressedLayer)}
 	more = append(smallimage.Kernel("6.1.0-"+string(rune('0'+version))+"-test"), more...)
+	more = append(more, smallimage.File("usr/lib/modules/.wh.6.0.0-lab", 0, "")) // the lab's own is in its place
 	img, err := smallimage.Image(string(rune('0'+version))+".0", append(layers, layer(t, more))...)
 	must(t, err)
 	return img

@@ -289,10 +289,14 @@ func scriptletFailure(pkg, what, output string) error {
 		"package %s: %s; its last lines:\n%s", pkg, what, lastLines(output, 20))
 }
 
+// aptSaid is apt-get's output with its errors on lines of their own: it may not
+// have ended the line of what it was doing.
+func aptSaid(out *outcome) string { return strings.ReplaceAll(out.tail, "...E: ", "...\nE: ") }
+
 // aptFailure classifies a failure by what apt-get calls it (LC_ALL=C.UTF-8).
 func aptFailure(doing string, out *outcome) error {
 	var words []string
-	for line := range strings.Lines(out.tail) {
+	for line := range strings.Lines(aptSaid(out)) {
 		if strings.HasPrefix(line, "E: ") || strings.HasPrefix(line, "W: GPG") || strings.HasPrefix(line, "Err:") {
 			words = append(words, strings.TrimSpace(line))
 		}
@@ -319,7 +323,7 @@ func aptFailure(doing string, out *outcome) error {
 
 // unresolved is why the packages cannot be chosen.
 func (e *apt) unresolved(ctx context.Context, b *box, r *resolution, out *outcome) error {
-	for line := range strings.Lines(out.tail) {
+	for line := range strings.Lines(aptSaid(out)) {
 		for _, said := range []string{"E: Unable to locate package ", "E: Package '"} {
 			// Its progress may stand before it on the line.
 			_, rest, ok := strings.Cut(line, said)

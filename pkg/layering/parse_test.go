@@ -26,6 +26,7 @@ func TestDetect(t *testing.T) {
 		{"Debian", []string{aptProgram, dpkg, "var/lib/dpkg/status"}, "", "apt"},
 		{"Debian with dnf as a tool", []string{aptProgram, dpkg, dnfProgram, rpm, "usr/lib/sysimage/dpkg/status", "var/lib/rpm/rpmdb.sqlite"}, "", "apt"},
 		{"Fedora", []string{dnfProgram, rpm, "usr/lib/sysimage/rpm/rpmdb.sqlite"}, "", "dnf"},
+		{"Fedora with dnf5 alone", []string{"usr/bin/dnf5", rpm, "usr/lib/sysimage/rpm/rpmdb.sqlite"}, "", "dnf"},
 		{"Fedora with apt as a tool", []string{aptProgram, dpkg, dnfProgram, rpm, "usr/share/rpm/rpmdb.sqlite"}, "var/lib/dpkg/status", "dnf"},
 		{"no database", []string{aptProgram, dpkg, dnfProgram, rpm}, "", ""},
 		{"no program", []string{dpkg, rpm, "var/lib/dpkg/status", "usr/share/rpm/rpmdb.sqlite"}, "", ""},
@@ -155,5 +156,45 @@ func TestNearest(t *testing.T) {
 		if diff := cmp.Diff(want, nearest(name, names)); diff != "" {
 			t.Errorf("nearest to %s: %s", name, diff)
 		}
+	}
+}
+
+func TestParseNEVRA(t *testing.T) {
+	for text, want := range map[string]Package{
+		"lab-chain-1.0-1.noarch":        {Name: "lab-chain", Version: "0:1.0-1", Arch: "noarch"},
+		"perl-4:5.40.0-512.fc42.x86_64": {Name: "perl", Version: "4:5.40.0-512.fc42", Arch: "x86_64"},
+		"gtk2-devel-2.24.33~rc1-1.i686": {Name: "gtk2-devel", Version: "0:2.24.33~rc1-1", Arch: "i686"},
+		"no-package":                    {},
+		"-1-1.noarch":                   {},
+	} {
+		got, err := parseNEVRA(text)
+		if got != want && err == nil || (err != nil) != (want.Name == "") {
+			t.Errorf("%s is %+v (%v), want %+v", text, got, err, want)
+		}
+	}
+}
+
+func TestDnf5Scriptlet(t *testing.T) {
+	const said = `[2/3] Installing lab-failing-0:1.0-1.no 100% |   2.3 KiB/s | 288.0   B |  00m00s
+>>> Running %post scriptlet: lab-failing-0:1.0-1.noarch
+>>> Non-critical error in %post scriptlet: lab-failing-0:1.0-1.noarch
+>>> Scriptlet output:
+>>> it cannot go on
+>>> [RPM] %post(lab-failing-1.0-1.noarch) scriptlet failed, exit status 7
+[3/3] Installing lab-anchor-0:1.0-1.noa 100% |   2.3 KiB/s | 288.0   B |  00m00s
+`
+	err := dnf5Scriptlet(said)
+	if err == nil || fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "package lab-failing: %post scriptlet failed") || !strings.Contains(err.Error(), "it cannot go on") {
+		t.Errorf("%v", err)
+	}
+	if err := dnf5Scriptlet("[3/3] Installing lab-anchor-0:1.0-1.noa 100%\n>>> Running %post scriptlet: x-0:1-1.noarch\n"); err != nil {
+		t.Errorf("a scriptlet that works: %v", err)
+	}
+}
+
+func TestAptSaid(t *testing.T) {
+	err := aptFailure("read", &outcome{tail: "Reading package lists...E: Failed to fetch http://x/Packages  404\n"})
+	if fault.KindOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "read: E: Failed to fetch") {
+		t.Errorf("%v", err)
 	}
 }
