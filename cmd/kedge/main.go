@@ -85,6 +85,8 @@ func newApp(e *env) *cli.App {
 			cmdCompletion(e), cmdComplete(e), cmdMan(e),
 		},
 	}
+	// console=ttyS0,115200 is one kernel argument.
+	app.DisableSliceFlagSeparator = true
 	app.Action = func(c *cli.Context) error {
 		if e.version {
 			return e.printf("kedge %s\n", app.Version)
