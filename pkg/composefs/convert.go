@@ -29,6 +29,14 @@ func objectName(d Digest) string {
 	return s[:2] + "/" + s[2:]
 }
 
+// ostreeObject returns the path of a file object of an ostree repository.
+func ostreeObject(sum [32]byte) string {
+	s := hex.EncodeToString(sum[:])
+	return s[:2] + "/" + s[2:] + ostreeSuffix
+}
+
+const ostreeSuffix = ".file"
+
 // FromTree turns t into the tree of an image. file is asked once for each
 // regular file that is not empty, whatever number of names it has; the first of
 // these in the order of Walk is its own entry, and their number its link count.
@@ -56,8 +64,7 @@ var ostreeDirs = []string{"usr", "etc", "boot", "var", "sysroot"}
 func FromOSTree(t *fstree.Tree, file func(path string, n *fstree.Inode) (OSTreeFile, error)) (*Tree, error) {
 	c := converter{ostree: true, file: func(path string, n *fstree.Inode) (File, error) {
 		f, err := file(path, n)
-		s := hex.EncodeToString(f.Checksum[:])
-		return File{Payload: s[:2] + "/" + s[2:] + ".file", Digest: f.Verity}, err
+		return File{Payload: ostreeObject(f.Checksum), Digest: f.Verity}, err
 	}}
 	out, err := c.tree(t)
 	if err != nil {

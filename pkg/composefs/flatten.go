@@ -10,9 +10,17 @@ import (
 	"github.com/kedge-os/kedge/pkg/fstree"
 )
 
-// node is one inode of an image that is being written.
+// node is one inode of an image that is being written. What it is stands where
+// it came from: in a Tree, or in an fstree.Tree (see viewed).
 type node struct {
-	in     *Inode
+	own    *Inode
+	viewed *fstree.Inode
+	// data is what viewed does not say of a regular file: its bytes if inline,
+	// else its object's digest.
+	data   string
+	inline bool
+	nlink  uint32
+
 	parent uint32
 	ents   span // its children in flat.ents
 	xattrs span // its xattrs in flat.refs, in order of their full names
@@ -21,10 +29,10 @@ type node struct {
 	block     uint32 // number of its first data block
 	blocks    uint32 // data blocks
 	tail      uint32 // bytes of data behind the inode
-	dirSize   uint64
+	dirSize   uint32
 	xattrSize uint32
 	filter    uint32
-	whiteout  bool // in is a whiteout and is written as a regular file
+	whiteout  bool // it is a whiteout and is written as a regular file
 	compact   bool
 	shared    uint8
 }
@@ -47,29 +55,35 @@ type flat struct {
 	ents    []entry
 	refs    []uint32 // into xattrs
 	version int
+	ostree  bool // what is viewed is the tree of an ostree commit
 	stub    Inode
 	xattrTable
 }
 
-// flatten checks t and lays it out breadth-first.
-func flatten(t *Tree, o ImageOptions) (*flat, error) {
+// flatten checks a tree and lays it out breadth-first.
+func flatten(src Source, o ImageOptions) (*flat, error) {
 	f := &flat{version: o.MinVersion}
-	if t.Root == nil || !t.Root.IsDir() {
+	root, err := src.begin(f)
+	if err != nil {
+		return nil, err
+	}
+	top := f.inode(&root)
+	if !top.IsDir() {
 		return nil, fmt.Errorf("the root is no directory")
 	}
 	f.stub = Inode{
-		Mode: unix.S_IFCHR | 0o644, Nlink: 1, UID: t.Root.UID, GID: t.Root.GID,
-		MtimeSec: t.Root.MtimeSec, MtimeNsec: t.Root.MtimeNsec,
+		Mode: unix.S_IFCHR | 0o644, Nlink: 1, UID: top.UID, GID: top.GID,
+		MtimeSec: top.MtimeSec, MtimeNsec: top.MtimeNsec,
 	}
-	if label, ok := t.Root.Xattrs.Get(xattrSELinux); ok {
+	if label, ok := top.Xattrs.Get(xattrSELinux); ok {
 		f.stub.Xattrs = new(fstree.Tree).Intern([]fstree.Xattr{{Name: xattrSELinux, Value: label}})
 	}
-	inodes, external := count(t.Root)
+	inodes, external := src.count()
 	f.nodes = make([]node, 0, inodes+len(stubNames))
 	f.ents = make([]entry, 0, inodes+len(stubNames))
 	f.refs = make([]uint32, 0, inodes+2*external+len(stubNames))
 	f.begin(f, 2*external+64)
-	if err := f.queue(t.Root); err != nil {
+	if err := f.queue(src, root); err != nil {
 		return nil, err
 	}
 	if f.version < o.MaxVersion && slices.ContainsFunc(f.nodes, func(n node) bool { return n.whiteout }) {
@@ -84,72 +98,119 @@ func flatten(t *Tree, o ImageOptions) (*flat, error) {
 	return f, nil
 }
 
-// count returns about how many inodes are below a directory, and how many of
-// them are external files.
-func count(dir *Inode) (inodes, external int) {
-	for _, e := range dir.Entries {
-		inodes++
-		switch {
-		case e.Link:
-		case e.Inode.IsDir():
-			i, x := count(e.Inode)
-			inodes, external = inodes+i, external+x
-		case e.Inode.External():
-			external++
+func (n *node) isDir() bool {
+	if n.own != nil {
+		return n.own.IsDir()
+	}
+	return n.viewed.IsDir()
+}
+
+func (n *node) xattrSet() *fstree.Xattrs {
+	if n.own != nil {
+		return n.own.Xattrs
+	}
+	return n.viewed.Xattrs
+}
+
+// source is what tells the inodes of nodes apart.
+func (n *node) source() inodeKey { return inodeKey{n.own, n.viewed} }
+
+type inodeKey struct {
+	own    *Inode
+	viewed *fstree.Inode
+}
+
+// inode returns the inode of a node, without its children.
+func (f *flat) inode(n *node) Inode {
+	if n.own != nil {
+		return *n.own
+	}
+	v := n.viewed
+	out := Inode{
+		Mode: v.Mode, UID: v.UID, GID: v.GID, Nlink: n.nlink, Rdev: v.Rdev,
+		MtimeSec: v.MtimeSec, MtimeNsec: v.MtimeNsec, Xattrs: v.Xattrs,
+	}
+	if f.ostree {
+		out.MtimeSec, out.MtimeNsec = 0, 0
+	}
+	switch v.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		out.Payload, out.Size = v.Target, uint64(len(v.Target))
+	case unix.S_IFREG:
+		switch out.Size = uint64(v.Size); {
+		case out.Size == 0:
+		case n.inline:
+			out.Content = n.data
+		case f.ostree:
+			out.Digest, out.commit = Digest(n.data), v
+		default:
+			out.Digest, out.stored = Digest(n.data), true
 		}
 	}
-	return inodes + 1, external
+	return out
 }
 
 // queue fills nodes and ents breadth-first from the root.
-func (f *flat) queue(root *Inode) error {
+func (f *flat) queue(src Source, root node) error {
 	type link struct {
 		ent    uint32
-		target *Inode
+		target inodeKey
 	}
 	var links []link
-	f.nodes = append(f.nodes, node{in: root})
+	f.nodes = append(f.nodes, root)
 	for i := 0; i < len(f.nodes); i++ {
-		n := f.nodes[i].in
-		if n != &f.stub {
-			if err := n.check(); err != nil {
+		if n := f.nodes[i]; n.own != &f.stub {
+			in := f.inode(&n)
+			if err := in.check(); err != nil {
 				return fmt.Errorf("%s: %w", f.path(uint32(i)), err)
 			}
 		}
-		if !n.IsDir() {
+		if !f.nodes[i].isDir() {
 			continue
 		}
 		f.nodes[i].ents.from = uint32(len(f.ents))
-		add := func(name string, child *Inode) {
+		add := func(name string, child node) {
 			f.ents = append(f.ents, entry{name, uint32(len(f.nodes))})
-			f.nodes = append(f.nodes, node{in: child, parent: uint32(i), whiteout: child != &f.stub && child.isWhiteout()})
+			child.parent = uint32(i)
+			if child.own != &f.stub {
+				in := f.inode(&child)
+				child.whiteout = in.isWhiteout()
+			}
+			f.nodes = append(f.nodes, child)
 		}
 		stubs := 0
 		stubsBefore := func(name string) {
 			for ; i == 0 && stubs < 256 && stubNames[stubs] < name; stubs++ {
-				add(stubNames[stubs], &f.stub)
+				add(stubNames[stubs], node{own: &f.stub})
 			}
 		}
-		for k, e := range n.Entries {
-			if err := checkName(e.Name); err != nil {
+		last, first := "", true
+		dir := f.nodes[i] // nodes grow
+		err := src.children(&dir, func(name string, child node, further bool) error {
+			if err := checkName(name); err != nil {
 				return fmt.Errorf("%s: %w", f.path(uint32(i)), err)
 			}
-			if k > 0 && n.Entries[k-1].Name >= e.Name {
-				return fmt.Errorf("%s: the names %q and %q are out of order", f.path(uint32(i)), n.Entries[k-1].Name, e.Name)
+			if !first && last >= name {
+				return fmt.Errorf("%s: the names %q and %q are out of order", f.path(uint32(i)), last, name)
 			}
-			stubsBefore(e.Name)
-			if stubs < 256 && stubNames[stubs] == e.Name {
+			last, first = name, false
+			stubsBefore(name)
+			if stubs < 256 && stubNames[stubs] == name {
 				stubs++
 			}
-			if !e.Link {
-				add(e.Name, e.Inode)
-				continue
+			if !further {
+				add(name, child)
+				return nil
 			}
-			if e.Inode.IsDir() {
-				return fmt.Errorf("%s: %q is a hard link to a directory", f.path(uint32(i)), e.Name)
+			if child.isDir() {
+				return fmt.Errorf("%s: %q is a hard link to a directory", f.path(uint32(i)), name)
 			}
-			links = append(links, link{uint32(len(f.ents)), e.Inode})
-			f.ents = append(f.ents, entry{name: e.Name})
+			links = append(links, link{uint32(len(f.ents)), child.source()})
+			f.ents = append(f.ents, entry{name: name})
+			return nil
+		}, func(name string) string { return strings.TrimPrefix(f.path(uint32(i))+"/"+name, "/") })
+		if err != nil {
+			return err
 		}
 		stubsBefore("\xff")
 		f.nodes[i].ents.to = uint32(len(f.ents))
@@ -157,13 +218,13 @@ func (f *flat) queue(root *Inode) error {
 	if len(links) == 0 {
 		return nil
 	}
-	targets := make(map[*Inode]uint32, len(links))
+	targets := make(map[inodeKey]uint32, len(links))
 	for _, l := range links {
 		targets[l.target] = 0
 	}
 	for i := range f.nodes {
-		if _, ok := targets[f.nodes[i].in]; ok {
-			targets[f.nodes[i].in] = uint32(i)
+		if _, ok := targets[f.nodes[i].source()]; ok {
+			targets[f.nodes[i].source()] = uint32(i)
 		}
 	}
 	for _, l := range links {
@@ -210,9 +271,10 @@ func (f *flat) path(i uint32) string {
 // overlayfs's escaped, and those by which overlayfs finds its bytes.
 func (f *flat) setXattrs(i uint32) error {
 	n := &f.nodes[i]
+	in := f.inode(n)
 	from := len(f.refs)
 	size := 0
-	for _, x := range n.in.Xattrs.All() {
+	for _, x := range in.Xattrs.All() {
 		if err := checkXattr(x.Name, x.Value); err != nil {
 			return err
 		}
@@ -220,9 +282,9 @@ func (f *flat) setXattrs(i uint32) error {
 	}
 	f.refs = append(f.refs, f.ownXattrs(n)...)
 	own := size
-	if n.in.External() {
+	if in.External() {
 		size += f.setObject(nameMetacopy, i)
-		if n.in.stored || n.in.Payload != "" {
+		if in.stored || in.commit != nil || in.Payload != "" {
 			size += f.setObject(nameRedirect, i)
 		}
 	}
@@ -230,7 +292,7 @@ func (f *flat) setXattrs(i uint32) error {
 		size += f.set(from, escapedWhiteout, "")
 		size += f.set(from, userWhiteout, "")
 	}
-	if n.in.IsDir() && slices.ContainsFunc(f.ents[n.ents.from:n.ents.to], func(e entry) bool {
+	if in.IsDir() && slices.ContainsFunc(f.ents[n.ents.from:n.ents.to], func(e entry) bool {
 		child := &f.nodes[e.node]
 		return child.whiteout && child.parent == i
 	}) {

@@ -72,10 +72,14 @@ func (t *xattrTable) appendValue(b []byte, x *xattr) []byte {
 	if x.name >= namesOfObjects {
 		return append(b, t.values[x.value]...)
 	}
-	in := t.flat.nodes[x.value].in
+	in := t.flat.inode(&t.flat.nodes[x.value])
 	switch {
 	case x.name == nameMetacopy:
 		return appendMetacopy(b, in.Digest)
+	case in.commit != nil:
+		sum := &in.commit.Content
+		b = append(hex.AppendEncode(append(b, '/'), sum[:1]), '/')
+		return append(hex.AppendEncode(b, sum[1:]), ostreeSuffix...)
 	case in.stored:
 		b = append(hex.AppendEncode(append(b, '/'), []byte(in.Digest[:1])), '/')
 		return hex.AppendEncode(b, []byte(in.Digest[1:]))
@@ -87,10 +91,12 @@ func (t *xattrTable) valueLen(x *xattr) int {
 	if x.name >= namesOfObjects {
 		return len(t.values[x.value])
 	}
-	in := t.flat.nodes[x.value].in
+	in := t.flat.inode(&t.flat.nodes[x.value])
 	switch {
 	case x.name == nameMetacopy && in.Digest == "":
 		return 0
+	case x.name != nameMetacopy && in.commit != nil:
+		return 2 + 2*len(in.commit.Content) + len(ostreeSuffix)
 	case x.name == nameMetacopy:
 		return 4 + len(in.Digest)
 	case in.stored:
@@ -104,7 +110,7 @@ func (t *xattrTable) compareValues(a, b *xattr) int {
 	if a.name >= namesOfObjects {
 		return strings.Compare(t.values[a.value], t.values[b.value])
 	}
-	n, m := t.flat.nodes[a.value].in, t.flat.nodes[b.value].in
+	n, m := t.flat.inode(&t.flat.nodes[a.value]), t.flat.inode(&t.flat.nodes[b.value])
 	if a.name == nameMetacopy || n.stored && m.stored {
 		return strings.Compare(string(n.Digest), string(m.Digest)) // hexadecimal has the same order
 	}
@@ -122,11 +128,12 @@ func (t *xattrTable) sortRefs(refs []uint32) {
 
 // ownXattrs returns the xattrs that the input gives a node, escaped.
 func (t *xattrTable) ownXattrs(n *node) []uint32 {
-	if refs, ok := t.bySet[n.in.Xattrs]; ok || n.in.Xattrs == nil {
+	set := n.xattrSet()
+	if refs, ok := t.bySet[set]; ok || set == nil {
 		return refs
 	}
 	var refs []uint32
-	for _, x := range n.in.Xattrs.All() {
+	for _, x := range set.All() {
 		name := x.Name
 		if s, ok := strings.CutPrefix(name, overlayPrefix); ok {
 			name = escapedPrefix + s
@@ -134,7 +141,7 @@ func (t *xattrTable) ownXattrs(n *node) []uint32 {
 		refs = append(refs, t.pair(name, x.Value))
 	}
 	t.sortRefs(refs)
-	t.bySet[n.in.Xattrs] = refs
+	t.bySet[set] = refs
 	return refs
 }
 

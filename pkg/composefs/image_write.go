@@ -40,7 +40,7 @@ type ImageInfo struct {
 // WriteImage writes t as an image. The bytes are those that mkcomposefs 1.0.8
 // writes for the same tree; with sha512 digests in it, which mkcomposefs cannot
 // write, those of composefs-rs's version 1.
-func WriteImage(w io.Writer, t *Tree, o ImageOptions) (ImageInfo, error) {
+func WriteImage(w io.Writer, t Source, o ImageOptions) (ImageInfo, error) {
 	info, err := writeImage(w, t, o)
 	if err != nil {
 		return ImageInfo{}, fmt.Errorf("write composefs image: %w", err)
@@ -48,7 +48,7 @@ func WriteImage(w io.Writer, t *Tree, o ImageOptions) (ImageInfo, error) {
 	return info, nil
 }
 
-func writeImage(w io.Writer, t *Tree, o ImageOptions) (ImageInfo, error) {
+func writeImage(w io.Writer, t Source, o ImageOptions) (ImageInfo, error) {
 	if o.MinVersion < 0 || o.MinVersion > 1 || o.MaxVersion > 1 {
 		return ImageInfo{}, fmt.Errorf("image version %d is not one that can be written", max(o.MinVersion, o.MaxVersion))
 	}
@@ -66,7 +66,7 @@ func writeImage(w io.Writer, t *Tree, o ImageOptions) (ImageInfo, error) {
 	out := &imageWriter{layout: l, w: w, verity: fsverity.New(o.Algorithm), buf: make([]byte, 0, writeBuffer+2*blockSize)}
 	out.header()
 	for i := range l.nodes {
-		out.inode(&l.nodes[i], uint32(i))
+		out.node(&l.nodes[i], uint32(i))
 	}
 	out.padTo(l.inodesEnd)
 	for _, x := range l.table {
@@ -154,26 +154,27 @@ func (o *imageWriter) header() {
 	o.put(b[:])
 }
 
-// inode writes node i with the padding before it, its xattrs and its tail.
-func (o *imageWriter) inode(n *node, i uint32) {
+// node writes node i with the padding before it, its xattrs and its tail.
+func (o *imageWriter) node(n *node, i uint32) {
 	o.padTo(n.pos())
+	in := o.inode(n)
 	le := binary.LittleEndian
 	var b [extendedSize]byte
 	format := uint16(layoutPlain)
-	size, data := n.size(), uint32(0)
+	size, data := n.size(&in), uint32(0)
 	switch {
-	case n.in.External():
-		chunkBits, _ := chunks(n.in.Size)
+	case in.External():
+		chunkBits, _ := chunks(in.Size)
 		format, data = layoutChunk, uint32(chunkBits-minChunkBits)
 	case n.tail > 0:
 		format = layoutInline
 	}
 	switch {
-	case n.in.isDevice() && !n.whiteout:
-		size, data = 0, uint32(n.in.Rdev)
-	case !n.in.IsDir() && !n.in.IsRegular() && !n.in.IsSymlink():
+	case in.isDevice() && !n.whiteout:
+		size, data = 0, uint32(in.Rdev)
+	case !in.IsDir() && !in.IsRegular() && !in.IsSymlink():
 		size = 0
-	case n.blocks > 0 && n.in.External():
+	case n.blocks > 0 && in.External():
 		// The chunk format takes the low 16 bits of the block number.
 		data |= n.block &^ 0xffff
 	case n.blocks > 0:
@@ -189,23 +190,23 @@ func (o *imageWriter) inode(n *node, i uint32) {
 	le.PutUint32(b[16:], data)
 	le.PutUint32(b[20:], i)
 	if n.compact {
-		le.PutUint16(b[6:], uint16(o.nlink(n)))
+		le.PutUint16(b[6:], uint16(o.nlink(n, &in)))
 		le.PutUint32(b[8:], uint32(size))
-		le.PutUint16(b[24:], uint16(n.in.UID))
-		le.PutUint16(b[26:], uint16(n.in.GID))
+		le.PutUint16(b[24:], uint16(in.UID))
+		le.PutUint16(b[26:], uint16(in.GID))
 		o.put(b[:compactSize])
 	} else {
 		b[0] |= 1
 		le.PutUint64(b[8:], size)
-		le.PutUint32(b[24:], n.in.UID)
-		le.PutUint32(b[28:], n.in.GID)
-		le.PutUint64(b[32:], uint64(n.in.MtimeSec))
-		le.PutUint32(b[40:], n.in.MtimeNsec)
-		le.PutUint32(b[44:], o.nlink(n))
+		le.PutUint32(b[24:], in.UID)
+		le.PutUint32(b[28:], in.GID)
+		le.PutUint64(b[32:], uint64(in.MtimeSec))
+		le.PutUint32(b[40:], in.MtimeNsec)
+		le.PutUint32(b[44:], o.nlink(n, &in))
 		o.put(b[:])
 	}
 	o.inodeXattrs(n)
-	o.tail(n, i)
+	o.tail(n, &in, i)
 }
 
 func (o *imageWriter) inodeXattrs(n *node) {
@@ -249,39 +250,40 @@ func (o *imageWriter) xattr(x *xattr) {
 }
 
 // tail writes the data of a node that stands directly behind its inode.
-func (o *imageWriter) tail(n *node, i uint32) {
+func (o *imageWriter) tail(n *node, in *Inode, i uint32) {
 	if n.tail == 0 {
 		return
 	}
 	switch {
-	case n.in.IsDir():
+	case in.IsDir():
 		o.dirents(n, i, true)
-	case n.in.IsSymlink():
-		o.putString(n.in.Payload)
-	case n.in.External():
+	case in.IsSymlink():
+		o.putString(in.Payload)
+	case in.External():
 		for range n.tail / 4 {
 			o.buf = binary.LittleEndian.AppendUint32(o.buf, 0xffffffff)
 			o.wrote(4)
 		}
 	default:
-		o.putString(n.in.Content[len(n.in.Content)-int(n.tail):])
+		o.putString(in.Content[len(in.Content)-int(n.tail):])
 	}
 }
 
 // blocks writes the data of a node that stands in blocks of its own.
 func (o *imageWriter) blocks(n *node, i uint32) {
+	in := o.inode(n)
 	switch {
-	case n.in.IsDir():
+	case in.IsDir():
 		o.dirents(n, i, false)
-	case n.in.IsSymlink():
-		o.putString(n.in.Payload)
-	case n.in.External():
+	case in.IsSymlink():
+		o.putString(in.Payload)
+	case in.External():
 		for range blockSize {
 			o.buf = append(o.buf, 0xff)
 		}
 		o.wrote(blockSize)
 	default:
-		o.putString(n.in.Content[:len(n.in.Content)-int(n.tail)])
+		o.putString(in.Content[:len(in.Content)-int(n.tail)])
 	}
 	o.padTo((int64(n.block) + int64(n.blocks)) * blockSize)
 }

@@ -396,15 +396,19 @@ func (s *importStage) publishDir(first byte) (bool, error) {
 // putLayer stages what is known of a layer. The rename is the commit point; it
 // needs no sync, as the next boot does not look at it.
 func (s *importStage) putLayer(name string, l *savedLayer) error {
-	if err := replaceFile(s.root, layersDir+"/"+name, l.encode()); err != nil {
+	if err := replaceFile(s.root, layersDir+"/"+name, l.write); err != nil {
 		return fmt.Errorf("stage a layer's index: %w", err)
 	}
 	return nil
 }
 
-func replaceFile(root *os.Root, name string, data []byte) error {
+func replaceFile(root *os.Root, name string, write func(io.Writer) error) error {
 	tmp := layersDir + "/" + unfinished + strings.TrimPrefix(name, layersDir+"/")
-	if err := root.WriteFile(tmp, data, 0o644); err != nil {
+	f, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(write(f), f.Close()); err != nil {
 		return err
 	}
 	return root.Rename(tmp, name)
@@ -426,14 +430,23 @@ func (im *Import) saveLayers(diffIDs []string) error {
 		if err != nil {
 			return err
 		}
-		data, err := im.stage.root.ReadFile(layersDir + "/" + name)
-		if err == nil {
-			err = replaceFile(im.opts.State, layersDir+"/"+name, data)
-		}
-		if err != nil {
+		if err := im.saveLayer(layersDir + "/" + name); err != nil {
 			return fmt.Errorf("save the index of layer %s: %w", id, err)
 		}
 		l.stored = true
 	}
 	return atomicfile.SyncDir(im.opts.State, layersDir)
+}
+
+// saveLayer copies a staged layer to kedge's state.
+func (im *Import) saveLayer(name string) error {
+	f, err := im.stage.root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return replaceFile(im.opts.State, name, func(w io.Writer) error {
+		_, err := io.Copy(w, f)
+		return err
+	})
 }

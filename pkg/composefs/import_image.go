@@ -157,13 +157,9 @@ func (w *containerWriter) image(ctx context.Context, o PrepareOptions) (ImageInf
 	if err != nil {
 		return ImageInfo{}, nil, err
 	}
-	t, err := FromTree(tree, w.file)
-	if err != nil {
-		return ImageInfo{}, nil, err
-	}
 	var info ImageInfo
 	err = w.sink.produce(func(to io.Writer) (_ Digest, _ int64, err error) {
-		info, err = WriteImageWith(ctx, w.c.Tool, to, t, w.repo.meta.imageOptions())
+		info, err = WriteImageWith(ctx, w.c.Tool, to, View(tree, w.file), w.repo.meta.imageOptions())
 		return info.Digest, info.Size, errors.Join(err, ctx.Err())
 	})
 	if err != nil {

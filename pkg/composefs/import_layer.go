@@ -1,6 +1,7 @@
 package composefs
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
@@ -205,7 +206,8 @@ const (
 
 var errLayerFile = errors.New("not a layer file of this version of kedge")
 
-func (l *savedLayer) encode() []byte {
+// write writes the file.
+func (l *savedLayer) write(w io.Writer) error {
 	le := binary.LittleEndian
 	var alg Algorithm
 	if len(l.objects) > 0 {
@@ -213,26 +215,35 @@ func (l *savedLayer) encode() []byte {
 	} else if l.stream != "" {
 		alg = l.stream.Algorithm()
 	}
-	b := make([]byte, 0, 128+len(l.index)+len(l.objects)*(sha256.Size+alg.Size()+8))
-	b = append(append(b, layerMagic...), layerVersion, byte(alg))
-	b = append(append(b, byte(len(l.stream))), l.stream...)
-	b = append(le.AppendUint64(b, uint64(len(l.index))), l.index...)
-	b = le.AppendUint64(b, uint64(len(l.objects)))
+	h := sha256.New()
+	b := bufio.NewWriterSize(w, 64<<10)
+	put := func(p []byte) {
+		h.Write(p)
+		_, _ = b.Write(p) // it keeps the first error
+	}
+	put(append([]byte(layerMagic), layerVersion, byte(alg), byte(len(l.stream))))
+	put([]byte(l.stream))
+	put(le.AppendUint64(nil, uint64(len(l.index))))
+	put(l.index)
+	put(le.AppendUint64(nil, uint64(len(l.objects))))
+	var one []byte
 	for i := range l.objects {
 		o := &l.objects[i]
-		b = le.AppendUint64(append(append(b, o.content[:]...), o.object...), uint64(o.size))
+		one = le.AppendUint64(append(append(one[:0], o.content[:]...), o.object...), uint64(o.size))
+		put(one)
 	}
-	b = le.AppendUint64(b, uint64(len(l.inline)))
+	put(le.AppendUint64(nil, uint64(len(l.inline))))
 	for _, s := range l.inline {
-		b = append(append(b, byte(len(s))), s...)
+		one = append(append(one[:0], byte(len(s))), s...)
+		put(one)
 	}
-	sum := sha256.Sum256(b)
-	return append(b, sum[:]...)
+	_, _ = b.Write(h.Sum(nil))
+	return b.Flush()
 }
 
 // decodeLayerFile fails for a file that was torn by a power cut, or that
 // another version of kedge or for another algorithm wrote; the layer then
-// counts as absent. The index shares data's memory.
+// counts as absent.
 func decodeLayerFile(data []byte, alg Algorithm) (*savedLayer, error) {
 	le := binary.LittleEndian
 	body := len(data) - sha256.Size
@@ -254,7 +265,7 @@ func decodeLayerFile(data []byte, alg Algorithm) (*savedLayer, error) {
 	}
 	l := &savedLayer{}
 	l.stream = Digest(take(uint64(take(1)[0])))
-	l.index = take(le.Uint64(take(8)))
+	l.index = bytes.Clone(take(le.Uint64(take(8)))) // it stays longer than data
 	size := uint64(alg.Size())
 	n := le.Uint64(take(8))
 	if !ok || l.stream != "" && l.stream.Algorithm() != alg || n > uint64(len(data))/(sha256.Size+size+8) {

@@ -30,7 +30,7 @@ type layout struct {
 func newLayout(f *flat) (*layout, error) {
 	l := &layout{flat: f, buildSec: math.MaxInt64}
 	for i := range f.nodes {
-		n := f.nodes[i].in
+		n := f.inode(&f.nodes[i])
 		if n.MtimeSec < l.buildSec || n.MtimeSec == l.buildSec && n.MtimeNsec < l.buildNsec {
 			l.buildSec, l.buildNsec = n.MtimeSec, n.MtimeNsec
 		}
@@ -39,8 +39,9 @@ func newLayout(f *flat) (*layout, error) {
 	pos := int64(inodesOffset)
 	for i := range l.nodes {
 		n := &l.nodes[i]
-		l.measure(n, uint32(i))
-		pos = l.place(n, roundUp(pos, slotSize))
+		in := l.inode(n)
+		l.measure(n, &in, uint32(i))
+		pos = n.place(roundUp(pos, slotSize), in.IsSymlink())
 		l.dataBlocks += int64(n.blocks)
 	}
 	l.inodesEnd = roundUp(pos, slotSize)
@@ -114,24 +115,30 @@ func (l *layout) shareXattrs() int64 {
 
 // mode returns the st_mode that a node has in the image.
 func (n *node) mode() uint32 {
-	if n.whiteout {
-		return unix.S_IFREG | n.in.Mode&^unix.S_IFMT
+	var mode uint32
+	if n.own != nil {
+		mode = n.own.Mode
+	} else {
+		mode = n.viewed.Mode
 	}
-	return n.in.Mode
+	if n.whiteout {
+		return unix.S_IFREG | mode&^unix.S_IFMT
+	}
+	return mode
 }
 
 // size returns the size that counts for the choice between the two inode
 // formats, which is not i_size for everything without data.
-func (n *node) size() uint64 {
+func (n *node) size(in *Inode) uint64 {
 	switch {
-	case n.in.IsDir():
-		return n.dirSize
-	case n.in.IsSymlink():
-		return uint64(len(n.in.Payload))
+	case in.IsDir():
+		return uint64(n.dirSize)
+	case in.IsSymlink():
+		return uint64(len(in.Payload))
 	case n.whiteout:
 		return 0
 	}
-	return n.in.Size
+	return in.Size
 }
 
 // chunks returns the chunk size of an external file as a power of two, and the
@@ -143,8 +150,8 @@ func chunks(size uint64) (chunkBits int, count uint32) {
 
 // measure finds how many blocks and how long a tail a node's data takes, and
 // the format of its inode.
-func (l *layout) measure(n *node, i uint32) {
-	switch in := n.in; {
+func (l *layout) measure(n *node, in *Inode, i uint32) {
+	switch {
 	case in.IsDir():
 		l.measureDir(n, i)
 	case in.IsSymlink():
@@ -158,8 +165,8 @@ func (l *layout) measure(n *node, i uint32) {
 			n.blocks, n.tail = n.blocks+1, 0
 		}
 	}
-	n.compact = n.in.MtimeSec == l.buildSec && n.in.MtimeNsec == l.buildNsec &&
-		l.nlink(n) <= math.MaxUint16 && n.in.UID <= math.MaxUint16 && n.in.GID <= math.MaxUint16 && n.size() <= math.MaxUint32
+	n.compact = in.MtimeSec == l.buildSec && in.MtimeNsec == l.buildNsec &&
+		l.nlink(n, in) <= math.MaxUint16 && in.UID <= math.MaxUint16 && in.GID <= math.MaxUint16 && n.size(in) <= math.MaxUint32
 }
 
 func (l *layout) measureDir(n *node, i uint32) {
@@ -177,17 +184,17 @@ func (l *layout) measureDir(n *node, i uint32) {
 	} else {
 		n.tail = used
 	}
-	n.dirSize = uint64(n.blocks)*blockSize + uint64(n.tail)
+	n.dirSize = n.blocks*blockSize + n.tail
 }
 
 // nlink returns the link count that a node has in the image.
-func (l *layout) nlink(n *node) uint32 {
-	if !n.in.IsDir() {
-		return n.in.Nlink
+func (l *layout) nlink(n *node, in *Inode) uint32 {
+	if !in.IsDir() {
+		return in.Nlink
 	}
 	count := uint32(2)
 	for _, e := range l.ents[n.ents.from:n.ents.to] {
-		if l.nodes[e.node].in.IsDir() {
+		if l.nodes[e.node].isDir() {
 			count++
 		}
 	}
@@ -196,14 +203,14 @@ func (l *layout) nlink(n *node) uint32 {
 
 // place puts node n at pos, a multiple of slotSize, or behind it where its tail
 // would otherwise cross a block boundary, and returns the end of the inode.
-func (l *layout) place(n *node, pos int64) int64 {
+func (n *node) place(pos int64, symlink bool) int64 {
 	fixed := int64(extendedSize)
 	if n.compact {
 		fixed = compactSize
 	}
 	fixed += int64(n.xattrSize)
 	tail := int64(n.tail)
-	if n.in.IsSymlink() {
+	if symlink {
 		// Unlike other data, a target stays in one block with its inode.
 		total := fixed + tail
 		if pos/blockSize != (pos+total-1)/blockSize {

@@ -133,6 +133,14 @@ func TestFromOSTreeOracle(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		wantView(t, b.Bytes(), ViewOSTree(objectsOf(tree, checksums), func(n *fstree.Inode) (Digest, error) {
+			for path, sum := range checksums {
+				if sum == n.Content && withVerity {
+					return digestOf(SHA256, bodies[path]), nil
+				}
+			}
+			return "", nil
+		}), Default)
 		return b.Bytes(), info
 	}
 	for _, tc := range []struct {
@@ -153,6 +161,69 @@ func TestFromOSTreeOracle(t *testing.T) {
 	digest := regexp.MustCompile(`0x|, |byte |[\[\]\s]`).ReplaceAllString(ostree("show", "--print-metadata-key=ostree.composefs.digest.v0", "b"), "")
 	if info.Digest.String() != digest {
 		t.Errorf("the image has digest %s, ostree.composefs.digest.v0 is %s", info.Digest, digest)
+	}
+}
+
+// objectsOf returns a tree whose contents are the checksums of its file objects,
+// as the tree of a commit has it.
+func objectsOf(t *fstree.Tree, checksums map[string][32]byte) *fstree.Tree {
+	out := &fstree.Tree{}
+	at := make(map[string]*fstree.Inode)
+	_ = t.Walk(func(path string, n *fstree.Inode) error {
+		made := n.WithMeta(func(c *fstree.Inode) {
+			if n.IsRegular() {
+				c.Content = checksums[path]
+			}
+		})
+		if at[path] = made; path == "" {
+			out.Root = made
+			return nil
+		}
+		i := strings.LastIndexByte(path, '/')
+		at[path[:max(i, 0)]].Set(path[i+1:], made)
+		return nil
+	})
+	return out
+}
+
+// wantView expects the image of a view to be the same as that of the tree.
+func wantView(t *testing.T, want []byte, src Source, o ImageOptions) {
+	t.Helper()
+	var b bytes.Buffer
+	if _, err := WriteImage(&b, src, o); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(b.Bytes(), want) {
+		t.Errorf("written without a tree of its own: %s", firstDifference(b.Bytes(), want))
+	}
+}
+
+// TestView writes random trees as they are, and by way of a Tree.
+func TestView(t *testing.T) {
+	for seed := range uint64(200) {
+		c := &plainer{places: make(map[fstree.Digest]place), links: make(map[*Inode]*fstree.Inode)}
+		from := randomTree(seed)
+		tree := fstree.New()
+		tree.Root = c.inode(from.Root)
+		c.fill(tree.Root, from.Root)
+		tree.Freeze()
+		file := func(_ string, n *fstree.Inode) (File, error) {
+			if p := c.places[n.Content]; p.inline != "" {
+				return File{Content: p.inline}, nil
+			}
+			return File{Digest: testDigest(SHA512, n.Content[0]), stored: true}, nil
+		}
+		whole, err := FromTree(tree, file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range []ImageOptions{Default, V1} {
+			var want bytes.Buffer
+			if _, err := WriteImage(&want, whole, o); err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			wantView(t, want.Bytes(), View(tree, file), o)
+		}
 	}
 }
 

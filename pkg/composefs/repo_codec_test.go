@@ -111,7 +111,11 @@ func TestLayerFile(t *testing.T) {
 		stream: testDigest(SHA512, 3), index: []byte("an index"),
 		objects: []savedObject{{[32]byte{1}, testDigest(SHA512, 4), 65}, {[32]byte{2}, testDigest(SHA512, 5), 1 << 40}}, inline: []string{"x", strings.Repeat("y", 64)},
 	}
-	data := l.encode()
+	var file bytes.Buffer
+	if err := l.write(&file); err != nil {
+		t.Fatal(err)
+	}
+	data := file.Bytes()
 	got, err := decodeLayerFile(data, SHA512)
 	if err != nil {
 		t.Fatal(err)

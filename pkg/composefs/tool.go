@@ -12,13 +12,17 @@ import (
 	"github.com/kedge-os/kedge/pkg/fsverity"
 )
 
-// WriteImageWith writes t as an image by means of a mkcomposefs program, which
+// WriteImageWith writes a tree as an image by means of a mkcomposefs program, which
 // gets a dump. It is there for those who trust that program more than
 // WriteImage; the bytes are the same. sha512 digests are refused, as
 // mkcomposefs would cut them. With program "" it is WriteImage.
-func WriteImageWith(ctx context.Context, program string, w io.Writer, t *Tree, o ImageOptions) (ImageInfo, error) {
+func WriteImageWith(ctx context.Context, program string, w io.Writer, src Source, o ImageOptions) (ImageInfo, error) {
 	if program == "" {
-		return WriteImage(w, t, o)
+		return WriteImage(w, src, o)
+	}
+	t, err := src.tree()
+	if err != nil {
+		return ImageInfo{}, err
 	}
 	info, err := runTool(ctx, program, w, t, o)
 	if err != nil {

@@ -53,7 +53,10 @@ type Inode struct {
 	MtimeNsec uint32
 	// stored says of an external file that its object is kept under its Digest;
 	// Payload is empty then, see objectPath.
-	stored   bool
+	stored bool
+	// commit, if set, is the inode of an ostree commit by whose checksum the
+	// object is kept; Payload is empty then too.
+	commit   *fstree.Inode
 	MtimeSec int64
 	Size     uint64 // regular files: length in bytes; symlinks: of the target
 	Rdev     uint64 // devices: Linux dev_t; else 0
@@ -101,7 +104,10 @@ func (n *Inode) External() bool { return n.IsRegular() && n.Size > 0 && n.Conten
 
 // objectPath returns the Payload that an image has.
 func (n *Inode) objectPath() string {
-	if n.stored {
+	switch {
+	case n.commit != nil:
+		return ostreeObject(n.commit.Content)
+	case n.stored:
 		return objectName(n.Digest)
 	}
 	return n.Payload

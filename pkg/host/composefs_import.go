@@ -79,13 +79,14 @@ func (s *composefsStore) importImage(ctx context.Context, src *ocibridge.Source,
 	for _, l := range img.Layers {
 		c.DiffIDs = append(c.DiffIDs, l.DiffID)
 	}
+	img = nil // the layers' indexes are as large as the tree
 	w, err := im.WriteImage(ctx, c)
 	if err != nil {
 		return nil, err
 	}
 	end = im.Discard // nothing that is staged is of use any more
 	root := w.Boot.Digest.String()
-	s.manifests[root], s.files[root] = img.ManifestDigest, w.Files
+	s.manifests[root], s.files[root] = c.ManifestDigest, w.Files
 	return w, nil
 }
 

@@ -112,10 +112,7 @@ func (r *bootRepo) writeCFS(ctx context.Context, sum object.Checksum, deployment
 	if err != nil {
 		return err
 	}
-	tree, err := r.cfsTree(commit, demanded)
-	if err != nil {
-		return err
-	}
+	tree := r.cfsTree(commit, demanded)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -168,11 +165,7 @@ func (r *bootRepo) checkCFS(ctx context.Context, d *boot.Deployment) error {
 	if err != nil {
 		return err
 	}
-	tree, err := r.cfsTree(commit, false)
-	if err != nil {
-		return err
-	}
-	want, err := composefs.WriteImage(io.Discard, tree, composefs.Default)
+	want, err := composefs.WriteImage(io.Discard, r.cfsTree(commit, false), composefs.Default)
 	if err == nil && got != want.Digest {
 		err = fmt.Errorf("%s has the digest %s, that of its commit is %s", cfsName, got, want.Digest)
 	}
@@ -230,16 +223,12 @@ func (r *bootRepo) compareCFS(sum object.Checksum, got composefs.Digest) error {
 	return nil
 }
 
-// cfsTree makes the tree of a deployment's composefs image. With demanded every
+// cfsTree returns what a deployment's composefs image is made of. With demanded every
 // object is sealed: EnsureVerity has seen to that, except where another program
 // has added objects since.
-func (r *bootRepo) cfsTree(commit *fstree.Tree, demanded bool) (*composefs.Tree, error) {
+func (r *bootRepo) cfsTree(commit *fstree.Tree, demanded bool) composefs.Source {
 	m := measurer{repo: r.repo, demanded: demanded}
-	return composefs.FromOSTree(commit, func(_ string, n *fstree.Inode) (composefs.OSTreeFile, error) {
-		c := object.Checksum(n.Content)
-		digest, err := m.measure(c)
-		return composefs.OSTreeFile{Checksum: c, Verity: digest}, err
-	})
+	return composefs.ViewOSTree(commit, func(n *fstree.Inode) (composefs.Digest, error) { return m.measure(object.Checksum(n.Content)) })
 }
 
 // measurer asks the kernel for fs-verity digests of objects.
