@@ -143,7 +143,7 @@ func TestComplete(t *testing.T) {
 		want  []string
 	}{
 		{[]string{"sw"}, []string{"switch"}},
-		{[]string{"p"}, []string{"plan", "pin"}},
+		{[]string{"p"}, []string{"plan", "pkg", "pin"}},
 		{[]string{"plan", ""}, []string{"switch", "upgrade"}},
 		{[]string{"--sysroot", "/mnt", "roll"}, []string{"rollback"}},
 		{[]string{"--sysroot", ""}, nil},
