@@ -8,7 +8,7 @@ packages=(
   # the oracles: programs that our bytes are held against
   ostree selinux-utils selinux-policy-default podman buildah skopeo umoci
   # what makes base images and disks
-  mmdebstrap debian-archive-keyring e2fsprogs xfsprogs btrfs-progs dosfstools mtools
+  mmdebstrap debian-archive-keyring e2fsprogs xfsprogs btrfs-progs dosfstools mtools fdisk
   erofs-utils zstd xz-utils cpio attr
   # what boots them; ipxe-qemu and seabios hold the option ROMs that QEMU insists on
   qemu-system-x86 qemu-utils ovmf ipxe-qemu seabios

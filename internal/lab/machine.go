@@ -35,6 +35,9 @@ type Machine struct {
 	ExtraOptions string
 	// Memory in MiB; 0 is 2048.
 	Memory int
+	// Firmware boots the disk as a machine does by itself (NewFirmwareDisk): OVMF
+	// and the boot loader on the disk, which gives the kernel its arguments too.
+	Firmware bool
 	// WriteLog takes what is written to the disk, anew at each start (OpenWriteLog);
 	// "": nothing is logged.
 	WriteLog string
@@ -85,7 +88,15 @@ func emulatorDied(console string) bool {
 
 // boot is one try; dir takes the kernel, the initramfs and the console.
 func (m *Machine) boot(ctx context.Context, dir string) (*Guest, error) {
-	entry, err := m.Disk.bootFiles(ctx, dir, m.MenuEntry)
+	var entry BootEntry
+	var firmware []string
+	var err error
+	if m.Firmware {
+		entry.File = "what the firmware finds"
+		firmware, err = m.firmwareArguments()
+	} else {
+		entry, err = m.Disk.bootFiles(ctx, dir, m.MenuEntry)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the boot entry: %w", err)
 	}
@@ -108,7 +119,7 @@ func (m *Machine) boot(ctx context.Context, dir string) (*Guest, error) {
 		}
 	}
 	g := &Guest{Entry: entry, Console: filepath.Join(dir, "console.log"), exited: make(chan struct{})}
-	g.qemu = exec.CommandContext(ctx, "qemu-system-x86_64", m.arguments(entry, g.Console, sock)...)
+	g.qemu = exec.CommandContext(ctx, "qemu-system-x86_64", append(m.arguments(entry, g.Console, sock), firmware...)...)
 	g.qemu.WaitDelay = time.Second
 	// A test that is killed must not leave a machine running.
 	g.qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -167,26 +178,34 @@ func (d drive) arguments(name string) []string {
 	}
 }
 
+// EmulatorOptions are the kernel arguments that every machine of the lab gets; one
+// that boots by its firmware needs them in its entries.
+//
+// On a busy host an emulated timer is late, and the kernel's check of it panics.
+// QEMU translates a program again for every address it is found at: addresses that
+// are the same in each process halve the time of a boot. What Linux does about
+// Spectre is a tenth of the rest. The security modules are the kernel's default but
+// for bpf, and for the major one, which follows: systemd loads a program where it
+// is there, and the verifier takes 14 s over it on an emulated processor.
+const EmulatorOptions = "no_timer_check norandmaps mitigations=off lsm=landlock,lockdown,yama,integrity"
+
 // qemuArguments are those of every machine of the lab. The disks are /dev/vda and
 // so on.
 func qemuArguments(e BootEntry, memory int, options, console string, disks []drive) []string {
-	// The kernel's default but for bpf: systemd loads a program where it is
-	// there, and the verifier takes 14 s over it on an emulated processor.
 	major := "apparmor"
 	if strings.Contains(options, "security=selinux") {
 		major = "selinux"
 	}
-	// On a busy host an emulated timer is late, and the kernel's check of it panics.
-	// QEMU translates a program again for every address it is found at: addresses
-	// that are the same in each process halve the time of a boot. What Linux does
-	// about Spectre is a tenth of the rest.
-	options += " no_timer_check norandmaps mitigations=off lsm=landlock,lockdown,yama,integrity," + major
+	options += " " + EmulatorOptions + "," + major
 	args := []string{
 		// One processor: a boot has little use for a second, tests have machines that
 		// run side by side instead.
 		"-accel", "tcg", "-smp", "1", "-cpu", "max", "-M", "q35", "-m", strconv.Itoa(memory),
 		"-display", "none", "-no-reboot", "-serial", "file:" + console,
-		"-kernel", e.Linux, "-append", options, "-device", "virtio-rng-pci",
+		"-device", "virtio-rng-pci",
+	}
+	if e.Linux != "" {
+		args = append(args, "-kernel", e.Linux, "-append", options)
 	}
 	if e.Initrd != "" {
 		args = append(args, "-initrd", e.Initrd)

@@ -1,0 +1,143 @@
+package boot
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kedge-os/kedge/internal/lab"
+	"github.com/kedge-os/kedge/pkg/host"
+	"github.com/kedge-os/kedge/pkg/ocibridge"
+)
+
+// TestSystemdBootOSTree and TestSystemdBootComposefs are the story of a host that
+// its firmware boots: OVMF, systemd-boot on the EFI system partition, and the menu
+// that kedge writes there. Nothing of the lab chooses the kernel.
+func TestSystemdBootOSTree(t *testing.T) {
+	t.Parallel()
+	firmwareNightly(t)
+	w := theWorld(t)
+	w.buildHostImage(t, "os:efi-one", "one")
+	w.firmwareStory(t, "ostree", "ext4")
+}
+
+// TestSystemdBootComposefs is that of the composefs backend, in bootc's layout.
+func TestSystemdBootComposefs(t *testing.T) {
+	t.Parallel()
+	firmwareNightly(t)
+	w, _ := sealedWorld(t)
+	w.buildHostImage(t, "os:efi-one", "one")
+	w.firmwareStory(t, "composefs", "ext4 -O verity")
+}
+
+func firmwareNightly(t *testing.T) {
+	t.Helper()
+	if os.Getenv("KEDGE_NIGHTLY") == "" {
+		t.Skip("three boots by the firmware, ten minutes; KEDGE_NIGHTLY=1")
+	}
+}
+
+func (w *world) firmwareStory(t *testing.T, backend, fs string) {
+	lab.Need(t, "sfdisk", "mkfs.vfat", "fsck.fat", "mcopy")
+	w.build(t, "os:efi-two", "FROM "+w.Registry.Repo("os:efi-one")+`
+RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10-lab.toml
+`)
+	path := filepath.Join(w.Dir, t.Name()+".img")
+	disk, err := lab.NewFirmwareDisk(t.Context(), path, fs, 6<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(path) })
+	w.installFirmware(t, disk, "os:efi-one", backend)
+	checkESP(t, disk, 1)
+
+	m := w.machine(t, disk)
+	m.Firmware, m.BootTimeout = true, scriptTimeout
+	g := start(t, m)
+	check := func(marker string) {
+		t.Helper()
+		g.want("the image is booted", "cat /usr/share/marker", marker)
+		g.want("its kernel argument is there", "grep -o 'lab.image=[a-z]*' /proc/cmdline", "lab.image="+marker)
+		g.want("no unit of kedge failed", "systemctl list-units --failed --no-legend 'kedge*'", "")
+		out := g.sh("kedge status --json")
+		for _, want := range []string{`"name": "systemd-boot"`, `"info": "systemd-boot `, `"secureBoot": "disabled"`} {
+			if !strings.Contains(out, want) {
+				t.Errorf("kedge status does not say %s:\n%s", want, out)
+			}
+		}
+		if backend == "ostree" {
+			g.checkHealth()
+		} else {
+			g.want("the root is an image", "findmnt --noheadings --output SOURCE / | cut -d: -f1", "composefs")
+		}
+	}
+	check("one")
+	g.kedge("switch " + w.Registry.GuestRepo("os:efi-two"))
+	g = g.reboot(m)
+	check("two")
+	g.kedge("rollback")
+	g = g.reboot(m)
+	check("one")
+	g.kedge("cleanup")
+	if err := g.Shutdown("poweroff", 3*time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	checkESP(t, disk, 2)
+}
+
+// installFirmware installs ref on a partitioned disk.
+func (w *world) installFirmware(t *testing.T, disk *lab.Disk, ref, backend string) {
+	t.Helper()
+	policy := filepath.Join(t.TempDir(), "policy.json")
+	if err := os.WriteFile(policy, []byte(`{"default": [{"type": "insecureAcceptAnything"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := disk.WithFirmware(t.Context(), func(root string) error {
+		cfg := host.Config{
+			Sysroot: root, AnyESP: true, Images: ocibridge.Options{RegistriesConf: w.Conf, PolicyFile: policy},
+			Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		}
+		_, err := host.Install(t.Context(), cfg, host.InstallOptions{
+			Image: w.Registry.Repo(ref), TargetImage: w.Registry.GuestRepo(ref), Backend: backend, Bootloader: "systemd-boot",
+			Kargs: append(strings.Fields(lab.EmulatorOptions+",apparmor"), rootArgs...),
+			// Sealing is what the kernel of the guest could do; another test does it.
+			AllowMissingVerity: true,
+		})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkESP looks at the partition of a machine that is down: a sound file system,
+// a menu of so many lines, and what each names.
+func checkESP(t *testing.T, disk *lab.Disk, lines int) {
+	t.Helper()
+	dir, fsck, err := disk.ESP(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatalf("the EFI system partition: %v\n%s", err, fsck)
+	}
+	entries, err := lab.Entries(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != lines {
+		t.Errorf("the menu has %d lines, want %d: %+v", len(entries), lines, entries)
+	}
+	for _, e := range entries {
+		for _, name := range []string{e.Linux, e.Initrd} {
+			if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+				t.Errorf("entry %s: %v", e.File, err)
+			}
+		}
+	}
+	for _, name := range []string{"EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi", "loader/loader.conf"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
+	}
+}
