@@ -51,7 +51,7 @@ func TestPowerCut(t *testing.T) {
 				t.Run(r.name(), func(t *testing.T) { table.add(r, r.cut(t, dir, kedge)) })
 			}
 			t.Logf("\n%s", &table)
-			table.check(t)
+			table.check(t, fs)
 		})
 	}
 }

@@ -46,8 +46,9 @@ func (a *table) row(operation string, b offline.Backend) *row {
 
 // check fails the test for each host that is lost or damaged, and where the
 // negative control lost none: of an operation, or where few disks were made, of
-// all operations of a backend.
-func (a *table) check(t *testing.T) {
+// all operations of a backend. xfs writes its log every half minute, so that in
+// the short life of a host without syncs little comes to the disk.
+func (a *table) check(t *testing.T, fs filesystem) {
 	t.Helper()
 	lost := map[offline.Backend]int{}
 	for _, r := range a.rows {
@@ -55,7 +56,7 @@ func (a *table) check(t *testing.T) {
 			t.Errorf("%s on the %s backend: of %d hosts %d are lost and %d damaged, want none", r.operation, r.backend, r.real.states, r.real.lost, r.real.damaged)
 		}
 		lost[r.backend] += r.control.lost
-		if r.control.lost == 0 && r.control.states >= 100 {
+		if r.control.lost == 0 && r.control.states >= 100 && fs.kind != "xfs" {
 			t.Errorf("%s on the %s backend: of %d hosts without syncs none is lost: the test proves nothing", r.operation, r.backend, r.control.states)
 		}
 	}
