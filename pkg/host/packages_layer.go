@@ -253,7 +253,7 @@ func findStored(images layering.Layout, base string, wants packageIntent) (*laye
 		return nil, err
 	}
 	for _, s := range list {
-		if s.Base == base && s.Format == layering.Format && slices.Equal(s.Request.Install, wants.install) &&
+		if s.Base == base && s.Format == layering.Format && s.Request.Initramfs == nil && slices.Equal(s.Request.Install, wants.install) &&
 			slices.Equal(s.Request.Remove, wants.remove) && sameFiles(&s.Lock, wants.files) {
 			return &s, nil
 		}

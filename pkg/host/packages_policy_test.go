@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -91,6 +92,35 @@ func rpmOSTreeLife(t *testing.T) []step {
 }
 
 func TestPackagesOfRPMOSTree(t *testing.T) { conform(t, rpmOSTreeLife) }
+
+// bootedPackages: on a host that runs, packages are staged.
+func bootedPackages(t *testing.T) []step {
+	l := newPackageLab(t, "apt")
+	return []step{
+		act("image", func(s *stage) { s.refs["a"], _ = s.pushImage("a", l.image(s.t, "apt", 1)) }),
+		{name: "install", do: doInstall("a", "rw")},
+		act("boot", func(s *stage) { l.configure(s, 0); s.boot() }),
+		{name: "add stages", do: doPackages(PackagesOptions{Add: []string{"lab-chain"}}), check: wantFiles(1, "!usr/bin/lab-chain")},
+		{name: "status with a staged one", do: doStatus},
+		{name: "add to what is staged", do: doPackages(PackagesOptions{Add: []string{"lab-daemon"}})},
+		{name: "list of what is staged", do: doListPackages},
+		act("shutdown", func(s *stage) { s.shutdown() }),
+		{name: "status after the reboot", do: doStatus, check: wantFiles(0, "usr/bin/lab-chain", "usr/lib/systemd/system/lab-daemon.service")},
+		{name: "list of the database", do: func(s *stage) (any, error) {
+			return s.on(func(h *Host) (any, error) { return h.Packages(s.ctx, true) })
+		}, check: func(t *testing.T, s *stage) {
+			if all := s.last.(*v1.PackageList).All; len(all) < 50 || !slices.ContainsFunc(all, func(p v1.Package) bool { return p.Name == "lab-link" }) {
+				t.Errorf("the database has %d packages, want those of the image and lab-link", len(all))
+			}
+			nothingLeft(t, s)
+		}},
+		{name: "remove both stages the plain image", do: doPackages(PackagesOptions{Remove: []string{"lab-chain", "lab-daemon"}}), check: wantIntact},
+		act("shutdown", func(s *stage) { s.shutdown() }),
+		{name: "status of the plain image", do: doStatus, check: wantFiles(0, "!usr/bin/lab-chain")},
+	}
+}
+
+func TestPackagesOnABootedHost(t *testing.T) { conform(t, bootedPackages) }
 
 // killedAt names the sysroot of a host on which the child works.
 const killedAt = "KEDGE_TEST_KILLED"
