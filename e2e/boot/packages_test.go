@@ -35,7 +35,7 @@ RUN mkdir -p /var/lib/apt/lists/partial /var/cache/apt/archives/partial /var/log
 	g = g.reboot(m)
 	g.checkHealth()
 	g.want("the daemon runs", "systemctl is-active cron.service", "active")
-	g.want("its database is consistent", "dpkg --verify cron && echo clean", "clean")
+	g.want("its database is consistent", "dpkg --admindir=/usr/lib/sysimage/dpkg --verify cron && echo clean", "clean")
 	g.want("its spool is there, and its group's", "stat -c %G /var/spool/cron/crontabs", "crontab")
 	g.want("bootc's garbage collection keeps the base", "ostree refs --repo=/ostree/repo --list ostree/container/baseimage/kedge | wc -l", "1")
 	e := bootedEntry(g)
