@@ -17,8 +17,9 @@ type filesystem struct {
 	check      []string
 }
 
-// filesystems are ext4, and in nightly runs all that kedge supports. Lazy work of
-// mkfs would be logged as the host's.
+// filesystems are ext4, and in nightly runs xfs. Disks of two hosts are copies of
+// one, which a kernel mixes up on btrfs. Lazy work of mkfs would be logged as the
+// host's.
 func filesystems() []filesystem {
 	ext4 := filesystem{
 		kind: "ext4", mkfs: "-E lazy_itable_init=0,lazy_journal_init=0 -N 16384",
@@ -30,7 +31,6 @@ func filesystems() []filesystem {
 	return []filesystem{
 		ext4,
 		{kind: "xfs", replayed: "rw,nouuid", unreplayed: "ro,norecovery,nouuid", check: []string{"xfs_repair", "-n"}},
-		{kind: "btrfs", replayed: "rw", unreplayed: "ro,rescue=nologreplay", check: []string{"btrfs", "check", "--readonly"}},
 	}
 }
 
