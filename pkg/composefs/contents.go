@@ -8,7 +8,7 @@ import (
 	"github.com/kedge-os/kedge/pkg/fstree"
 )
 
-// contents says where the contents of layers are, by their sha256. It refers to
+// contents says where the contents of layers are, by their handles. It refers to
 // what the layers hold and has little of its own.
 type contents struct {
 	layers []*savedLayer

@@ -103,8 +103,10 @@ func (c *plainer) inode(n *Inode) *fstree.Inode {
 	case n.IsRegular():
 		out.Size = int64(n.Size)
 		p := place{object: n.Digest, inline: n.Content, size: int64(n.Size)}
-		// One of the two is there.
-		out.Content = sha256.Sum256([]byte(string(n.Digest) + n.Content))
+		// As an import has it.
+		if out.Content = handleOf(n.Digest); n.Digest == "" {
+			out.Content = sha256.Sum256([]byte(n.Content))
+		}
 		c.places[out.Content] = p
 	}
 	return out

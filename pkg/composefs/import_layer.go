@@ -66,7 +66,8 @@ const copyBuffer = 256 << 10
 
 var copyBuffers = sync.Pool{New: func() any { return new([copyBuffer]byte) }}
 
-// Put stores a regular file's bytes, read once, and returns their sha256.
+// Put stores a regular file's bytes, read once, and returns their handle: see
+// handleOf, and of what layers hold themselves the sha256.
 func (l *LayerImport) Put(path string, meta *fstree.Inode, r io.Reader) (fstree.Digest, error) {
 	buf := copyBuffers.Get().(*[copyBuffer]byte)
 	defer copyBuffers.Put(buf)
@@ -75,10 +76,11 @@ func (l *LayerImport) Put(path string, meta *fstree.Inode, r io.Reader) (fstree.
 	}
 	l.object, l.raw = true, 0
 	defer func() { l.object = false }()
-	sum, object, err := l.putObject(buf[:], meta.Size, r)
+	object, err := l.putObject(buf[:], meta.Size, r)
 	if err != nil {
-		return sum, err
+		return fstree.Digest{}, err
 	}
+	sum := handleOf(object)
 	if l.archive != nil {
 		if l.raw != meta.Size {
 			return sum, fault.New(fault.Conflict, "build the image without sparse archives",
@@ -111,23 +113,26 @@ func (l *LayerImport) putInline(buf []byte, size int64, r io.Reader) (d fstree.D
 	return d, nil
 }
 
-func (l *LayerImport) putObject(buf []byte, size int64, r io.Reader) (d fstree.Digest, object Digest, err error) {
-	sum := sha256.New()
+// handleOf returns the handle of an object's content: the first 32 bytes of its
+// digest tell contents apart as well as a sha256 of the bytes, which would be
+// one more pass over all of them.
+func handleOf(object Digest) (d fstree.Digest) {
+	copy(d[:], object)
+	return d
+}
+
+func (l *LayerImport) putObject(buf []byte, size int64, r io.Reader) (Digest, error) {
 	if size >= int64(len(buf)) {
-		object, err = l.im.sink.stream(l.im.ctx, r, size, buf, sum)
-		sum.Sum(d[:0])
-		return d, object, err
+		return l.im.sink.stream(l.im.ctx, r, size, buf)
 	}
 	n, err := readTo(r, buf[:size+1])
 	if err != nil {
-		return d, "", err
+		return "", err
 	}
 	if int64(n) != size {
-		return d, "", wrongLength(int64(n), size)
+		return "", wrongLength(int64(n), size)
 	}
-	d = sha256.Sum256(buf[:n])
-	object, err = l.im.sink.add(buf[:n])
-	return d, object, err
+	return l.im.sink.add(buf[:n])
 }
 
 // readTo reads until r ends or p is full.
@@ -180,7 +185,7 @@ const (
 // The file is: "kedge cfs layer\n", the version and the algorithm in one byte
 // each, the digest of the layer's stream (length in one byte and bytes), the
 // index (length in eight bytes and bytes), the objects (their number in eight
-// bytes, then sha256, fs-verity digest and length of each), the contents of up
+// bytes, then handle, fs-verity digest and length of each), the contents of up
 // to 64 bytes (their number in eight bytes, then length in one byte and bytes of
 // each), and the sha256 of all that. Integers are little-endian.
 type savedLayer struct {
@@ -201,7 +206,7 @@ type savedObject struct {
 
 const (
 	layerMagic   = "kedge cfs layer\n"
-	layerVersion = 1
+	layerVersion = 2
 )
 
 var errLayerFile = errors.New("not a layer file of this version of kedge")

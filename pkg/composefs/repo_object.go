@@ -256,9 +256,8 @@ func (s *objectSink) produce(write func(io.Writer) (Digest, int64, error)) error
 	return s.finish(t, d)
 }
 
-// stream stores what r has, size bytes, through each of the writers also, and
-// returns its digest.
-func (s *objectSink) stream(ctx context.Context, r io.Reader, size int64, buf []byte, also io.Writer) (Digest, error) {
+// stream stores what r has, size bytes, and returns its digest.
+func (s *objectSink) stream(ctx context.Context, r io.Reader, size int64, buf []byte) (Digest, error) {
 	t, err := s.to.newTemp()
 	if err != nil {
 		return "", err
@@ -268,7 +267,7 @@ func (s *objectSink) stream(ctx context.Context, r io.Reader, size int64, buf []
 		return "", fmt.Errorf("write an object of %d bytes: %w", size, err)
 	}
 	v := fsverity.New(s.repo.meta.alg)
-	n, err := copyContext(ctx, io.MultiWriter(t.w, v, also), r, buf)
+	n, err := copyContext(ctx, io.MultiWriter(t.w, v), r, buf)
 	if err == nil && n != size {
 		err = wrongLength(n, size)
 	}

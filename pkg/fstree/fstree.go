@@ -4,7 +4,7 @@
 // A Tree is what an OCI image says, merged from its layers and nothing else;
 // the stores derive their own tree from it (ostree.Prepare, composefs.Prepare).
 // The package does no I/O: file contents stay in a store and are named here by
-// their sha256.
+// a digest.
 //
 // File inodes may be shared between trees and are then not changed; directories
 // belong to one tree. A tree under construction is for one goroutine; after
@@ -24,11 +24,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Digest is the sha256 of a regular file's bytes: the handle under which a
-// store keeps the content. The zero Digest stands for "no content".
+// Digest is the handle under which a store keeps the bytes of a regular file:
+// their sha256, or another digest that the store has of them anyway. Digests
+// are compared within one store only. The zero Digest stands for "no content".
 type Digest [32]byte
 
-// EmptyDigest is the Digest of a file without content.
+// EmptyDigest is the Digest of a file without content, in every store.
 var EmptyDigest = Digest{
 	0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24,
 	0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
@@ -45,7 +46,7 @@ type Inode struct {
 	MtimeSec  int64
 	Size      int64  // regular files: length in bytes; else 0
 	Rdev      uint64 // devices: Linux dev_t as unix.Mkdev makes it; else 0
-	Content   Digest // regular files: sha256 of the bytes
+	Content   Digest // regular files: the store's digest of the bytes
 	Xattrs    *Xattrs
 	Target    string // symlinks: the link's text
 	dir       *directory

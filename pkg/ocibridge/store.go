@@ -26,8 +26,10 @@ type Store interface {
 // used again; Abort after Commit does nothing.
 type LayerWriter interface {
 	// Put stores one regular file's bytes, read from r exactly once and to its
-	// end, and returns their sha256. An error of r is returned as it is, or
-	// wrapped.
+	// end, and returns the digest that stands for them in this store: the same
+	// for the same bytes, another for others. Which digest that is, is the
+	// store's choice: each has one of its own to compute. An error of r is
+	// returned as it is, or wrapped.
 	//
 	// path and meta (owner, mode, xattrs, size; no content) are what the layer
 	// says of the file, and serve only to guess how the store will want to keep
