@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -95,8 +94,7 @@ func writeMeta(parent *os.Root, name string, o CreateOptions) error {
 	// A file without a name: a creator that dies leaves nothing behind.
 	dir := objectDir{root: root, path: "."}
 	defer dir.close()
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
+	defer fsverity.HoldForks()()
 	t, err := dir.newTemp()
 	if err != nil {
 		return err

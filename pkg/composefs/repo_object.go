@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -218,8 +217,7 @@ func (s *objectSink) addKnown(d Digest, data []byte) error {
 	if s.has(d, int64(len(data))) {
 		return nil
 	}
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
+	defer fsverity.HoldForks()()
 	t, err := s.to.newTemp()
 	if err != nil {
 		return err

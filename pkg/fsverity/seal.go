@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -90,11 +91,27 @@ func CreateSealed(dir *os.Root, name string, perm os.FileMode, alg Algorithm, wr
 	return d, err
 }
 
+// HoldForks keeps this process from starting others until the returned function
+// is called: what they inherit may be open for writing, and the kernel seals no
+// such file (ETXTBSY).
+func HoldForks() (release func()) {
+	probed()
+	syscall.ForkLock.RLock()
+	return syscall.ForkLock.RUnlock
+}
+
+// probed has Go probe for process descriptors, which it does once, by a clone of
+// this process that ForkLock does not stop.
+var probed = sync.OnceFunc(func() {
+	if p, err := os.FindProcess(os.Getpid()); err == nil {
+		_ = p.Release()
+	}
+})
+
 // createQuiet makes a file and hands its read-only descriptor to sealed, all
 // without a fork of this process.
 func createQuiet(dir *os.Root, name string, perm os.FileMode, write func(io.Writer) error, sealed func(*os.File) error) (err error) {
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
+	defer HoldForks()()
 	w, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
 	if err != nil {
 		return err
