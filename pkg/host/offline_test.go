@@ -39,8 +39,8 @@ func testInstallSwitchUpgradeRollback(t *testing.T, w *world) {
 	if r.Image.ImageDigest != two || r.ID == first {
 		t.Errorf("switch = %+v, want a deployment of %s", r, two)
 	}
-	if len(r.Warnings) == 0 || !strings.Contains(r.Warnings[0], "/etc/edited.conf") {
-		t.Errorf("warnings of the switch = %q, want the conflict in /etc/edited.conf", r.Warnings)
+	if len(r.Etc) != 1 || r.Etc[0].Path != "/etc/edited.conf" || !r.Etc[0].Conflict {
+		t.Errorf("the switch says of /etc %+v, want the conflict in /etc/edited.conf", r.Etc)
 	}
 	if got := w.file(r.ID, "etc/edited.conf"); got != "mine\n" {
 		t.Errorf("/etc/edited.conf after the switch = %q, want the local edit", got)

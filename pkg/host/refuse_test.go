@@ -156,7 +156,7 @@ func TestInstallRefuses(t *testing.T) {
 	}{
 		{InstallOptions{Image: ref, Backend: "lvm"}, fault.Usage, "lvm"},
 		{InstallOptions{Image: ref, Backend: "composefs", Stateroot: "mine"}, fault.Usage, "mine"},
-		{InstallOptions{Image: ref, Bootloader: "grub"}, fault.Usage, "grub"},
+		{InstallOptions{Image: ref, Bootloader: "lilo"}, fault.Usage, "lilo"},
 		{InstallOptions{Image: ref, Kargs: []string{"a b"}}, fault.Usage, "a b"},
 		{InstallOptions{Image: ref, Stateroot: "a/b"}, fault.Usage, "stateroot"},
 		{InstallOptions{Image: w.registry + "/os:absent"}, fault.NotFound, "install"},
