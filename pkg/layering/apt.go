@@ -265,7 +265,7 @@ func (e *apt) transact(ctx context.Context, b *box, l *Lock) (string, error) {
 		args = append(args, p.Name+":"+p.Arch+"-")
 	}
 	c := aptGet(args...)
-	c.report = true
+	c.report, c.together = true, true
 	out, err := b.run(ctx, c)
 	if err != nil {
 		return "", err

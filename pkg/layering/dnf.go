@@ -87,7 +87,7 @@ func (e *dnf) call(ctx context.Context, b *box, verb string, request map[string]
 	}
 	inBox := *b
 	inBox.binds = append(slices.Clone(b.binds), bind{from: tool, to: path.Join(boxTools, "engine.py")})
-	out, err := inBox.run(ctx, command{argv: []string{"python3", "-B", path.Join(boxTools, "engine.py"), verb}, stdin: in, report: true})
+	out, err := inBox.run(ctx, command{argv: []string{"python3", "-B", path.Join(boxTools, "engine.py"), verb}, stdin: in, report: true, together: true})
 	if err != nil {
 		return nil, "", err
 	}

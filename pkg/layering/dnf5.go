@@ -325,10 +325,12 @@ func (e *dnf5) transact(ctx context.Context, b *box, l *Lock) (string, error) {
 	}
 	in := *b
 	in.binds = append(slices.Clone(b.binds), bind{from: tools, to: boxTools}, bind{from: filepath.Join(tools, "macros"), to: "/tmp/.rpmmacros"})
-	out, err := in.run(ctx, dnf5Call(
+	c := dnf5Call(
 		"--setopt=reposdir=/nonexistent", "--setopt=protected_packages=", "--setopt=install_weak_deps=0", "--setopt=gpgcheck=0",
 		"replay", "--ignore-extras", boxTools,
-	))
+	)
+	c.together = true
+	out, err := in.run(ctx, c)
 	if err != nil {
 		return "", err
 	}

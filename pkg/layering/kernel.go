@@ -167,7 +167,7 @@ func (k *kernelFixer) tooMany(ctx context.Context, before, kernels []string) err
 
 // tool runs a program of the image that a kernel needs.
 func (k *kernelFixer) tool(ctx context.Context, pkg string, argv ...string) error {
-	out, err := k.box.run(ctx, command{argv: argv})
+	out, err := k.box.run(ctx, command{argv: argv, together: true})
 	if err != nil {
 		return err
 	}

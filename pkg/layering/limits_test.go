@@ -123,7 +123,7 @@ func TestJournal(t *testing.T) {
 			buf := make([]byte, 1<<20)
 			for {
 				n, err := journal.Read(buf)
-				if err != nil {
+				if err != nil || string(buf[:n]) == "the end" {
 					said <- all.String()
 					return
 				}
@@ -140,8 +140,12 @@ func TestJournal(t *testing.T) {
 		if _, err := build(t.Context(), s, layering.Request{Install: []string{"lab-failing"}}); fault.KindOf(err) != fault.Conflict {
 			t.Errorf("a scriptlet that fails: %v", err)
 		}
-		journal.Close()
+		// What was sent before it is read before it.
+		if _, err := journal.WriteToUnix([]byte("the end"), &net.UnixAddr{Net: "unixgram", Name: socket}); err != nil {
+			t.Fatal(err)
+		}
 		got := <-said
+		journal.Close()
 		for _, want := range []string{"SYSLOG_IDENTIFIER=kedge-packages\n", "line 3 of the scriptlet\n", "the lab's scriptlet cannot go on\n"} {
 			if !strings.Contains(got, want) {
 				t.Errorf("the journal lacks %q: %.2000q", want, got)

@@ -67,15 +67,18 @@ type command struct {
 	argv   []string
 	dir    string // working directory; "/" if empty
 	stdin  []byte
-	report bool     // give the program descriptor 3 for what it reports
-	env    []string // NAME=VALUE
+	report bool // give the program descriptor 3 for what it reports
+	// together sends both outputs through one pipe: nothing of it can be told
+	// apart, and all of it is in order.
+	together bool
+	env      []string // NAME=VALUE
 }
 
 // outcome is what came out of a box.
 type outcome struct {
-	stdout string // of a query; merged into tail as well
+	stdout string // of a query; merged into tail as well; empty where both go together
 	report string // what came through descriptor 3
-	tail   string // stdout and stderr in the order they came, the last 64 KiB
+	tail   string // stdout and stderr, the last 64 KiB
 	code   int    // exit status
 }
 
@@ -106,6 +109,9 @@ func (b *box) run(ctx context.Context, c command) (*outcome, error) {
 	tail := &tailBuffer{max: maxTail}
 	stdout := &cappedBuffer{max: maxStdout}
 	cmd.Stdout, cmd.Stderr = io.MultiWriter(stdout, tail), tail
+	if c.together {
+		cmd.Stdout = tail
+	}
 	cmd.ExtraFiles = []*os.File{nil, filter, statusW}
 	report := &cappedBuffer{max: maxStdout}
 	var reading chan error
