@@ -17,6 +17,7 @@ import (
 // does not count boots: nothing is rebooted, everything is told, and whoever
 // takes the previous line of the menu finds it settled.
 func TestHealth(t *testing.T) {
+	t.Parallel()
 	w := theWorld(t)
 	w.buildHostImage(t, "os:healthy", "healthy")
 	w.build(t, "os:healthy", "FROM "+w.Registry.Repo("os:healthy")+`

@@ -62,6 +62,8 @@ func TestImportKilledAtEveryChange(t *testing.T) {
 		return dir
 	}
 	want, _ := importInto(t, fresh())
+	// A child that is killed removes nothing of its own.
+	t.Setenv("TMPDIR", t.TempDir())
 	trace := func(dir string, kill int) crash.Run {
 		t.Setenv(childDir, dir)
 		run, err := crash.Trace(dir, kill, self, "-test.run=^TestImportInChild$")
