@@ -86,7 +86,7 @@ rest: deps
 # Two packages at a time: while machines want the processors, others wait for
 # the disk.
 e2e: deps build
-	@echo '== end to end: hostile input, crashes, machines that boot (15 minutes)'
+	@echo '== end to end: hostile input, crashes, machines that boot (25 minutes)'
 	@$(GO) test $(GOFLAGS_) -timeout 60m -p 2 $(E2E_PACKAGES)
 
 test: build size lint race rest e2e
