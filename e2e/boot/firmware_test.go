@@ -18,7 +18,7 @@ import (
 // that kedge writes there. Nothing of the lab chooses the kernel.
 func TestSystemdBootOSTree(t *testing.T) {
 	t.Parallel()
-	firmwareNightly(t)
+	nightlyOnly(t, "three boots by the firmware, ten minutes")
 	w := theWorld(t)
 	w.buildHostImage(t, "os:efi-one", "one")
 	w.firmwareStory(t, "ostree", "ext4")
@@ -27,16 +27,17 @@ func TestSystemdBootOSTree(t *testing.T) {
 // TestSystemdBootComposefs is that of the composefs backend, in bootc's layout.
 func TestSystemdBootComposefs(t *testing.T) {
 	t.Parallel()
-	firmwareNightly(t)
+	nightlyOnly(t, "three boots by the firmware, ten minutes")
 	w, _ := sealedWorld(t)
 	w.buildHostImage(t, "os:efi-one", "one")
 	w.firmwareStory(t, "composefs", "ext4 -O verity")
 }
 
-func firmwareNightly(t *testing.T) {
+// nightlyOnly leaves a long story to make nightly.
+func nightlyOnly(t *testing.T, long string) {
 	t.Helper()
 	if os.Getenv("KEDGE_NIGHTLY") == "" {
-		t.Skip("three boots by the firmware, ten minutes; KEDGE_NIGHTLY=1")
+		t.Skip(long + "; KEDGE_NIGHTLY=1")
 	}
 }
 

@@ -146,7 +146,7 @@ func (g *guest) checkHealth() {
 	checks := map[string]string{
 		"libostree and the kernel agree on the booted root": `
 			booted=$(ostree admin status | sed -n 's/^\* [^ ]* \([0-9a-f]*\)\..*/\1/p')
-			readlink -f "/sysroot$(tr ' ' '\n' </proc/cmdline | sed -n 's/^ostree=//p')" | grep -q "/$booted\."`,
+			[ -n "$booted" ] && findmnt -n -o FSROOT --target /etc | grep -q "/$booted\."`,
 		"/usr is read-only":              "! touch /usr/.e2e 2>/dev/null",
 		"/sysroot is read-only":          "! touch /sysroot/.e2e 2>/dev/null",
 		"no unit of kedge failed":        `[ -z "$(systemctl list-units --failed --no-legend 'kedge*')" ]`,

@@ -12,6 +12,7 @@ import (
 // after the reboot, stays over an upgrade of the image, and leaves no trace.
 func TestPackages(t *testing.T) {
 	t.Parallel()
+	nightlyOnly(t, "four boots and two runs of apt in the machine, twelve minutes")
 	w := theWorld(t)
 	w.buildHostImage(t, "os:packages", "one")
 	w.build(t, "os:packages", "FROM "+w.Registry.Repo("os:packages")+`

@@ -112,11 +112,12 @@ func (b Backend) StateDir() string {
 }
 
 // Indifferent reports whether a path may differ between runs that come to the
-// same: the history has times, locks have files, and directories that objects
-// and refs lie in are not removed with the last of them.
+// same: the history has times, the loader's record a random token, locks have
+// files, and directories that objects and refs lie in are not removed with the
+// last of them.
 func (b Backend) Indifferent(path, what string) bool {
 	switch path {
-	case b.StateDir() + "/history", b.StateDir() + "/lock", "/ostree/lock":
+	case b.StateDir() + "/history", b.StateDir() + "/loader", b.StateDir() + "/lock", "/ostree/lock":
 		return true
 	}
 	return strings.HasPrefix(what, "40") && slices.ContainsFunc(

@@ -95,15 +95,20 @@ func TestHostAccounts(t *testing.T) {
 	})
 }
 
-// TestMany: a thousand packages in one request.
+// TestMany: a thousand packages in one request; with apt a hundred, nightly a
+// thousand.
 func TestMany(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
+		many := 1000
+		if w.tool == "apt" && os.Getenv("KEDGE_NIGHTLY") == "" {
+			many = 100 // dpkg takes a minute and more for 1000
+		}
 		var names []string
-		for i := range 1000 {
+		for i := range many {
 			names = append(names, fmt.Sprintf("lab-bulk-%d", i+1))
 		}
 		r := w.mustAdd(t, names...)
-		if len(r.lock.Install) != 1000 {
+		if len(r.lock.Install) != many {
 			t.Errorf("%d packages are locked", len(r.lock.Install))
 		}
 	})
