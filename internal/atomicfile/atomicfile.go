@@ -4,7 +4,9 @@ package atomicfile
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 )
@@ -34,6 +36,16 @@ func Write(root *os.Root, name string, data []byte, perm os.FileMode) error {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	return SyncDir(root, path.Dir(name))
+}
+
+// Sweep removes what writers of files in the directory dir left that died. No
+// other may be at work there.
+func Sweep(root *os.Root, dir string) error {
+	left, err := fs.Glob(root.FS(), path.Join(dir, ".kedge-*.tmp"))
+	for _, name := range left {
+		err = errors.Join(err, root.Remove(name))
+	}
+	return err
 }
 
 // SyncDir makes renames and removals in directory dir beneath root durable.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/internal/mountns"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/boot/loader/esp"
@@ -211,6 +212,10 @@ func (h *Host) recordLoader(name string, l loader.Loader, err error) error {
 		return err
 	}
 	rec := loader.NewRecord(name)
+	// Of an installation that died here.
+	if err := atomicfile.Sweep(h.root, h.store.StateDir()); err != nil {
+		return err
+	}
 	if err := rec.Write(h.root, h.store.StateDir()); err != nil {
 		return err
 	}
