@@ -44,11 +44,11 @@ func (h *Host) diffPackages(ctx context.Context, from, to string) ([]v1.PackageD
 
 // packageDB reads a root's package database.
 func (h *Host) packageDB(ctx context.Context, root string) (*pkgdb.Database, error) {
-	tree, err := h.store.Tree(ctx, root)
+	image, err := h.imageFiles(ctx, root)
 	if err != nil {
 		return nil, err
 	}
-	return pkgdb.Read(treeFS{tree, h.store.OpenFile})
+	return pkgdb.Read(image)
 }
 
 func comparePackageDBs(x, y *pkgdb.Database) ([]v1.PackageDiff, error) {

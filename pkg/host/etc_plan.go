@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 	"sync"
 
@@ -114,12 +115,16 @@ func (c *capped) Write(p []byte) (int, error) {
 	return c.Buffer.Write(p)
 }
 
-// image is an image that was looked at, for what reads its /etc.
+// image is an image that was looked at, with the files of it that were kept.
 func (s *planStore) image(ctx context.Context, t *fstree.Tree) *source.Image {
 	return source.NewImage(ctx, t, func(_ context.Context, n *fstree.Inode) (io.ReadCloser, error) {
-		if data, ok := s.small[n.Content]; ok {
+		if data, ok := s.small[n.Content]; ok || n.Size == 0 {
 			return io.NopCloser(bytes.NewReader(data)), nil
 		}
-		return nil, errNotKept
+		r, err := s.open(n)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = errNotKept
+		}
+		return r, err
 	})
 }

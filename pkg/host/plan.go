@@ -118,9 +118,10 @@ func (h *Host) planMissing(ctx context.Context, p *v1.Plan, list deployments, sr
 		if err != nil {
 			return err
 		}
-		h.planPackages(ctx, p, list.followed(), func() (*pkgdb.Database, error) { return pkgdb.Read(treeFS{img.Tree, look.open}) })
+		image := look.image(ctx, img.Tree)
+		h.planPackages(ctx, p, list.followed(), func() (*pkgdb.Database, error) { return pkgdb.Read(image) })
 		has = func(path string) (bool, error) { return img.Tree.Resolve(path) != nil, nil }
-		h.planEtc(ctx, p, list, look.image(ctx, img.Tree))
+		h.planEtc(ctx, p, list, image)
 	} else {
 		p.Warnings = append(p.Warnings, "what the image lacks, which packages change and what becomes of local changes in /etc is known only when it has been read (--inspect reads it now and keeps nothing)")
 		return nil

@@ -89,19 +89,25 @@ func (i *Image) find(name string) (*fstree.Inode, error) {
 	return n, nil
 }
 
-// Open implements fs.FS.
+// Open implements fs.FS. What is opened is an io.ReaderAt where the store's file
+// is one.
 func (i *Image) Open(name string) (fs.File, error) {
 	n, err := i.find(name)
 	if err != nil {
 		return nil, err
 	}
 	f := &file{info: info{path.Base(name), n}}
-	if n.IsRegular() {
-		r, err := i.OpenInode(n)
-		if err != nil {
-			return nil, &fs.PathError{Op: "open", Path: name, Err: err}
-		}
-		f.ReadCloser = r
+	if !n.IsRegular() {
+		return f, nil
+	}
+	if f.ReadCloser, err = i.OpenInode(n); err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	if at, ok := f.ReadCloser.(io.ReaderAt); ok {
+		return struct {
+			*file
+			io.ReaderAt
+		}{f, at}, nil
 	}
 	return f, nil
 }
