@@ -1,27 +1,11 @@
 package assess
 
 import (
-	"encoding/binary"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/kedge-os/kedge/pkg/boot/loader"
 )
-
-// Variables by which a boot loader says what it is and did (the Boot Loader
-// Interface, https://systemd.io/BOOT_LOADER_INTERFACE): four bytes of
-// attributes, then the value.
-const (
-	efivars     = "sys/firmware/efi/efivars/"
-	loaderGUID  = "-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-	varFeatures = efivars + "LoaderFeatures" + loaderGUID
-	varInfo     = efivars + "LoaderInfo" + loaderGUID
-	varCounted  = efivars + "LoaderBootCountPath" + loaderGUID
-)
-
-// featureCounting is the bit of LoaderFeatures that says that it counts boots.
-const featureCounting = 1 << 4
 
 // Counting is what is known of how the running machine's boots are counted.
 type Counting struct {
@@ -37,43 +21,26 @@ type Counting struct {
 
 // ReadCounting looks at the machine whose root is the directory machine.
 func ReadCounting(machine string) Counting {
-	c := Counting{Loader: text16(variable(machine, varInfo)), Counted: len(variable(machine, varCounted)) > 0}
-	features := variable(machine, varFeatures)
-	_, efi := os.Stat(filepath.Join(machine, "sys/firmware/efi"))
+	var f loader.Firmware
+	if root, err := os.OpenRoot(machine); err == nil {
+		f = loader.ReadFirmware(root)
+		_ = root.Close()
+	}
+	c := Counting{Loader: f.Info, Counted: f.Counted}
 	_, bless := os.Stat(filepath.Join(machine, loader.BlessProgram))
 	switch {
-	case efi != nil:
+	case !f.EFI:
 		c.Why = "the machine was not started through UEFI, and no boot loader that counts boots is known here"
-	case len(features) < 8 && c.Loader == "":
+	case !f.Features && f.Info == "":
 		c.Why = "the boot loader does not say that it counts boots"
-	case len(features) < 8 || binary.LittleEndian.Uint64(features)&featureCounting == 0:
-		c.Why = c.Loader + " does not count boots"
+	case !f.Counts:
+		c.Why = f.Info + " does not count boots"
 	case bless != nil:
 		c.Why = "the image has no systemd-bless-boot (Debian: package systemd-boot), which says that a boot was good"
 	default:
 		c.Counts = true
 	}
 	return c
-}
-
-// variable returns the value of an EFI variable; nil where there is none.
-func variable(machine, name string) []byte {
-	data, err := os.ReadFile(filepath.Join(machine, name))
-	if err != nil || len(data) <= 4 {
-		return nil
-	}
-	return data[4:]
-}
-
-// text16 decodes the UTF-16 of a variable, of which only ASCII is kept.
-func text16(data []byte) string {
-	var b strings.Builder
-	for i := 0; i+1 < len(data); i += 2 {
-		if c := binary.LittleEndian.Uint16(data[i:]); c >= ' ' && c < 0x7f {
-			b.WriteByte(byte(c))
-		}
-	}
-	return b.String()
 }
 
 // State is what is known of a host that failed, to decide whether a reboot can

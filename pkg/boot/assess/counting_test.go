@@ -19,11 +19,11 @@ func efi(t *testing.T, machine, info string, features uint64, counted string) {
 		}
 		return string(b) + "\x00\x00"
 	}
-	const attributes = "\x06\x00\x00\x00"
-	put(t, machine, varInfo, attributes+text(info), 0o644)
-	put(t, machine, varFeatures, attributes+string(binary.LittleEndian.AppendUint64(nil, features)), 0o644)
+	const attributes, vars, guid = "\x06\x00\x00\x00", "/sys/firmware/efi/efivars/", "-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+	put(t, machine, vars+"LoaderInfo"+guid, attributes+text(info), 0o644)
+	put(t, machine, vars+"LoaderFeatures"+guid, attributes+string(binary.LittleEndian.AppendUint64(nil, features)), 0o644)
 	if counted != "" {
-		put(t, machine, varCounted, attributes+text(counted), 0o644)
+		put(t, machine, vars+"LoaderBootCountPath"+guid, attributes+text(counted), 0o644)
 	}
 }
 

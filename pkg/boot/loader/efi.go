@@ -8,15 +8,22 @@ import (
 	"unicode/utf16"
 )
 
-// Variables of the firmware and, by the Boot Loader Interface of systemd, of the
-// boot loader.
+// Variables of the firmware and, by the Boot Loader Interface of systemd
+// (https://systemd.io/BOOT_LOADER_INTERFACE), of the boot loader: four bytes of
+// attributes, then the value.
 const (
-	efivars       = "sys/firmware/efi/efivars"
-	secureBoot    = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-	loaderInfo    = "LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-	loaderPart    = "LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-	systemdPrefix = "systemd-boot"
+	efivars        = "sys/firmware/efi/efivars"
+	secureBoot     = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+	loaderGUID     = "-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+	loaderInfo     = "LoaderInfo" + loaderGUID
+	loaderPart     = "LoaderDevicePartUUID" + loaderGUID
+	loaderFeatures = "LoaderFeatures" + loaderGUID
+	loaderCounted  = "LoaderBootCountPath" + loaderGUID
+	systemdPrefix  = "systemd-boot"
 )
+
+// featureCounting is the bit of LoaderFeatures that says that it counts boots.
+const featureCounting = 1 << 4
 
 // Firmware is what a running machine's firmware tells.
 type Firmware struct {
@@ -29,6 +36,10 @@ type Firmware struct {
 	// Partition is the UUID of the partition that the loader was started from,
 	// lower case; "" where it is not told.
 	Partition string
+	// Features: the boot loader says what it can. Counts: it can count boots.
+	Features, Counts bool
+	// Counted: this boot was of an entry that was counted.
+	Counted bool
 }
 
 // SystemdBoot reports whether systemd-boot started the machine.
@@ -50,6 +61,10 @@ func ReadFirmware(machine *os.Root) Firmware {
 	}
 	f.Info = text(variable(machine, loaderInfo))
 	f.Partition = strings.ToLower(text(variable(machine, loaderPart)))
+	if v := variable(machine, loaderFeatures); len(v) >= 8 {
+		f.Features, f.Counts = true, binary.LittleEndian.Uint64(v)&featureCounting != 0
+	}
+	f.Counted = len(variable(machine, loaderCounted)) > 0
 	return f
 }
 
