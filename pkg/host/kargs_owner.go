@@ -10,12 +10,9 @@ import (
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
-// What names, in an origin file, the arguments that kedge kargs has set. Other
-// programs carry the group along.
-const (
-	groupKargs   = "kedge"
-	keyUserKargs = "user-kargs"
-)
+// keyUserKargs names, in groupKedge of an origin file, the arguments that kedge
+// kargs has set. Other programs carry the group along.
+const keyUserKargs = "user-kargs"
 
 // ListKargs returns the arguments that the next boot has, without those that lead
 // to the root, and whose each is.
@@ -91,7 +88,7 @@ func userKargs(user, before, after karg.Args) karg.Args {
 func (r deployRequest) originFrom(base *keyfile.File) *keyfile.File {
 	f := base.Clone()
 	if r.userKargs != nil {
-		f.SetList(groupKargs, keyUserKargs, r.userKargs)
+		f.SetList(groupKedge, keyUserKargs, r.userKargs)
 	}
 	return f
 }

@@ -28,7 +28,7 @@ func parseOrigin(f *keyfile.File) origin {
 	}
 	unlocked, _ := f.Get(groupOrigin, "unlocked")
 	o.hotfix = unlocked == "hotfix"
-	o.userKargs, _ = f.List(groupKargs, keyUserKargs)
+	o.userKargs, _ = f.List(groupKedge, keyUserKargs)
 	for _, key := range []string{"refspec", "baserefspec"} {
 		if v, ok := f.Get(groupOrigin, key); ok && o.refspec == "" {
 			o.refspec = v

@@ -261,7 +261,7 @@ func choose(cfg Config, there []*backend) *backend {
 		}
 		return there[0]
 	}
-	if same(cfg.Sysroot, cfg.Machine) || same(cfg.Sysroot, filepath.Join(cfg.Machine, "sysroot")) {
+	if cfg.onMachine() {
 		if cmdline, err := os.ReadFile(filepath.Join(cfg.Machine, "proc/cmdline")); err == nil {
 			if len(karg.Parse(string(cmdline)).Values("ostree")) > 0 {
 				return named("ostree")
