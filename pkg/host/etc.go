@@ -115,7 +115,7 @@ func (h *Host) etcOwner() (deployments, *deployment, error) {
 	}
 	d := list.current()
 	if d == nil {
-		return nil, nil, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
+		return nil, nil, h.nothingDeployed()
 	}
 	return list, d, nil
 }

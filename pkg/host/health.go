@@ -276,7 +276,7 @@ func (h *Host) markGood(ctx context.Context) (*v1.Result, error) {
 	}
 	d := list.current()
 	if d == nil {
-		return nil, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
+		return nil, h.nothingDeployed()
 	}
 	res := &v1.Result{Operation: "health mark-good", Changed: true, ID: d.id, Image: d.status()}
 	v := v1.Health{State: v1.HealthGood, Time: h.cfg.Clock().UTC(), Reason: "marked good by hand"}

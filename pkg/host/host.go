@@ -161,6 +161,22 @@ func (h *Host) lockList(ctx context.Context) (list deployments, unlock func(), e
 	return list, unlock, nil
 }
 
+// followed returns the deployment whose intent an operation continues.
+func (h *Host) followed() (*deployment, error) {
+	list, err := h.store.Deployments()
+	if err != nil {
+		return nil, err
+	}
+	if d := list.followed(); d != nil {
+		return d, nil
+	}
+	return nil, h.nothingDeployed()
+}
+
+func (h *Host) nothingDeployed() error {
+	return fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
+}
+
 func wrap(doing string, err error) error {
 	if err == nil {
 		return nil

@@ -32,13 +32,9 @@ func (o KargsOptions) Empty() bool { return len(o.all()) == 0 }
 // ShowKargs returns the arguments that the next boot has, without those that lead
 // to the root.
 func (h *Host) ShowKargs(context.Context) ([]string, error) {
-	list, err := h.store.Deployments()
+	d, err := h.followed()
 	if err != nil {
 		return nil, wrap("kargs", err)
-	}
-	d := list.followed()
-	if d == nil {
-		return nil, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "kargs: nothing is deployed in %s", h.cfg.Sysroot)
 	}
 	return d.kargs, nil
 }
@@ -58,7 +54,7 @@ func (h *Host) editKargs(ctx context.Context, o KargsOptions) (*v1.Result, error
 	base := list.followed()
 	switch {
 	case base == nil:
-		return nil, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
+		return nil, h.nothingDeployed()
 	case base.foreign:
 		return nil, h.changeable(list)
 	}

@@ -7,7 +7,6 @@ import (
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
-	"github.com/kedge-os/kedge/pkg/fault"
 )
 
 // keyUserKargs names, in groupKedge of an origin file, the arguments that kedge
@@ -22,13 +21,9 @@ func (h *Host) ListKargs(ctx context.Context) ([]v1.Karg, error) {
 }
 
 func (h *Host) listKargs(ctx context.Context) ([]v1.Karg, error) {
-	list, err := h.store.Deployments()
+	d, err := h.followed()
 	if err != nil {
 		return nil, err
-	}
-	d := list.followed()
-	if d == nil {
-		return nil, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
 	}
 	image, err := h.store.ImageKargs(ctx, d)
 	if err != nil {

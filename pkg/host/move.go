@@ -111,13 +111,9 @@ func (h *Host) resolve(ctx context.Context, ref ocibridge.Reference) (*imageInfo
 // followedRef returns the reference that upgrades follow, at another tag if
 // one is given.
 func (h *Host) followedRef(tag string) (ref ocibridge.Reference, err error) {
-	list, err := h.store.Deployments()
+	d, err := h.followed()
 	if err != nil {
 		return ref, err
-	}
-	d := list.followed()
-	if d == nil {
-		return ref, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
 	}
 	if d.origin.ref == nil {
 		hint := "kedge switch IMAGE makes it follow one"
@@ -294,7 +290,7 @@ func isAt(d *deployment, follow ocibridge.Reference, digest string) bool {
 func (h *Host) changeable(list deployments) error {
 	base := list.followed()
 	if base == nil {
-		return fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
+		return h.nothingDeployed()
 	}
 	if s := list.staged(); s != nil && s.foreign {
 		return fault.New(fault.Conflict, "reboot into it, or discard it: kedge cleanup --staged (also: ostree admin undeploy 0, rpm-ostree cleanup -p)",

@@ -264,13 +264,9 @@ func (h *Host) Packages(ctx context.Context, all bool) (*v1.PackageList, error) 
 }
 
 func (h *Host) listPackages(ctx context.Context, all bool) (*v1.PackageList, error) {
-	list, err := h.store.Deployments()
+	d, err := h.followed()
 	if err != nil {
 		return nil, err
-	}
-	d := list.followed()
-	if d == nil {
-		return nil, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
 	}
 	out := &v1.PackageList{Requested: []string{}, Inactive: []string{}, LeftOut: []v1.PackageLeftOut{}, Layered: []v1.Package{}}
 	out.Requested = append(out.Requested, d.origin.wants.names()...)

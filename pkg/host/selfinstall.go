@@ -43,7 +43,7 @@ func (h *Host) selfInstall(ctx context.Context, version string) ([]string, error
 	defer unlock()
 	d := list.current()
 	if d == nil {
-		return nil, fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
+		return nil, h.nothingDeployed()
 	}
 	root, vardir, err := h.openDeployment(d)
 	if err != nil {
