@@ -154,11 +154,7 @@ type etc struct {
 func (e *etc) close() { _ = e.local.Close() } // the defaults are in memory
 
 func (h *Host) openEtc(ctx context.Context, d *deployment) (*etc, error) {
-	image, err := h.imageFiles(ctx, d.root)
-	if err != nil {
-		return nil, err
-	}
-	defaults, err := defaultsOf(image)
+	defaults, err := h.etcDefaults(ctx, d)
 	if err != nil {
 		return nil, err
 	}
@@ -167,6 +163,15 @@ func (h *Host) openEtc(ctx context.Context, d *deployment) (*etc, error) {
 		return nil, err
 	}
 	return &etc{defaults, local}, nil
+}
+
+// etcDefaults reads the defaults of /etc of a deployment's image.
+func (h *Host) etcDefaults(ctx context.Context, d *deployment) (source.Dir, error) {
+	image, err := h.imageFiles(ctx, d.root)
+	if err != nil {
+		return nil, err
+	}
+	return defaultsOf(image)
 }
 
 // imageFiles reads the files of a root; the defaults of /etc are in its /etc.

@@ -50,11 +50,7 @@ func (h *Host) etcReset(ctx context.Context, o EtcResetOptions) (*v1.EtcReset, e
 	if err != nil {
 		return nil, err
 	}
-	image, err := h.imageFiles(ctx, d.root)
-	if err != nil {
-		return nil, err
-	}
-	defaults, err := defaultsOf(image)
+	defaults, err := h.etcDefaults(ctx, d)
 	if err != nil {
 		return nil, err
 	}
