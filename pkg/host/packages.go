@@ -293,9 +293,7 @@ func (h *Host) database(ctx context.Context, d *deployment) (_ []v1.Package, err
 		return nil, err
 	}
 	defer unlock()
-	s, err := layering.Open(ctx, layering.Base{
-		Mount: func(ctx context.Context, dir string) (string, error) { return h.store.Mount(ctx, d.root, dir) },
-	}, layering.Options{Work: h.packageDir("work"), Cache: h.packageDir("cache"), Logger: h.cfg.Log})
+	s, err := h.openPackages(ctx, layering.Base{}, d.root, layering.Options{})
 	if err != nil {
 		return nil, err
 	}

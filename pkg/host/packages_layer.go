@@ -109,12 +109,7 @@ func (h *Host) makeLayer(ctx context.Context, images layering.Layout, base layer
 	}
 	defer done()
 	h.cfg.Progress.Step(v1.TaskImporting, "Choosing packages")
-	s, err := layering.Open(ctx, layering.Base{
-		Created: base.image.created,
-		Mount:   func(ctx context.Context, dir string) (string, error) { return h.store.Mount(ctx, base.root, dir) },
-	}, layering.Options{
-		Work: h.packageDir("work"), Cache: h.packageDir("cache"), HostEtc: etc, CacheOnly: o.cacheOnly, Logger: h.cfg.Log,
-	})
+	s, err := h.openPackages(ctx, layering.Base{Created: base.image.created}, base.root, layering.Options{HostEtc: etc, CacheOnly: o.cacheOnly})
 	if err != nil {
 		return nil, withPackages(err, out.record)
 	}
@@ -148,6 +143,13 @@ func (h *Host) makeLayer(ctx context.Context, images layering.Layout, base layer
 	}
 	image.Derived = *d
 	return image, nil
+}
+
+// openPackages starts the package manager of a root of the store.
+func (h *Host) openPackages(ctx context.Context, base layering.Base, root string, o layering.Options) (*layering.Session, error) {
+	base.Mount = func(ctx context.Context, dir string) (string, error) { return h.store.Mount(ctx, root, dir) }
+	o.Work, o.Cache, o.Logger = h.packageDir("work"), h.packageDir("cache"), h.cfg.Log
+	return layering.Open(ctx, base, o)
 }
 
 // withPackages says of a base that cannot take packages what they are.
