@@ -19,7 +19,7 @@ func readDpkg(root fs.FS) (*Database, error) {
 	for _, dir := range dpkgDirs {
 		db := &Database{Kind: Dpkg}
 		found := false
-		f, err := openReader(root, path.Join(dir, "status"))
+		f, err := root.Open(path.Join(dir, "status"))
 		if err == nil {
 			found = true
 			defer f.Close()
@@ -50,7 +50,7 @@ func readStatusDir(root fs.FS, dir string) ([]Package, error) {
 		if strings.HasSuffix(e.Name(), ".md5sums") || e.IsDir() {
 			continue
 		}
-		f, err := openReader(root, path.Join(dir, e.Name()))
+		f, err := root.Open(path.Join(dir, e.Name()))
 		if err != nil {
 			return nil, err
 		}
@@ -61,8 +61,6 @@ func readStatusDir(root fs.FS, dir string) ([]Package, error) {
 	}
 	return list, nil
 }
-
-func openReader(root fs.FS, name string) (io.ReadCloser, error) { return root.Open(name) }
 
 // ReadStatus reads dpkg's status file (deb822(5), dpkg-query(1)): the packages
 // of which more than configuration files is there, in the file's order.
