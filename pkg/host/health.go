@@ -137,11 +137,12 @@ func (h *Host) judge(ctx context.Context, d *deployment, v v1.Health) (v1.Health
 // later is no reason to give the root up.
 func (h *Host) noteGood() {
 	file := filepath.Join(h.cfg.Machine, goodFile)
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err == nil {
+	err := os.MkdirAll(filepath.Dir(file), 0o755)
+	if err == nil {
 		err = os.WriteFile(file, nil, 0o644)
-		if err != nil {
-			h.cfg.Log.Warn("that this boot is good was not noted", "error", err)
-		}
+	}
+	if err != nil {
+		h.cfg.Log.Warn("that this boot is good was not noted", "error", err)
 	}
 }
 

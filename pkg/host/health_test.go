@@ -1,9 +1,11 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -525,4 +527,25 @@ func testCountedEntries(t *testing.T, w *world) {
 	}
 	w.do(func(h *Host) (*v1.Result, error) { return h.Deploy(ctx, "3.0") })
 	want("asked for after it was given up", "+3-0 -")
+}
+
+// TestNoteGood wants it told that a good boot could not be noted, whichever step
+// fails: a later failure of this boot then gives the root up.
+func TestNoteGood(t *testing.T) {
+	for where, blocked := range map[string]string{"no directory": "run", "no file": goodFile} {
+		t.Run(where, func(t *testing.T) {
+			var log bytes.Buffer
+			h := Host{cfg: Config{Machine: t.TempDir(), Log: slog.New(slog.NewTextHandler(&log, nil))}}
+			path := filepath.Join(h.cfg.Machine, blocked)
+			if blocked == "run" {
+				must(t, os.WriteFile(path, nil, 0o644))
+			} else {
+				must(t, os.MkdirAll(path, 0o755))
+			}
+			h.noteGood()
+			if !strings.Contains(log.String(), "that this boot is good was not noted") {
+				t.Errorf("the log says %q", &log)
+			}
+		})
+	}
 }
