@@ -99,6 +99,18 @@ func (d *Dir) Names() ([]string, error) {
 	return names, nil
 }
 
+// ReadNames returns the names in the directory dir beneath root in bytewise order.
+func ReadNames(root *os.Root, dir string) ([]string, error) {
+	f, err := root.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	slices.Sort(names)
+	return names, err
+}
+
 // Lstat returns an entry's inode; the error is fs.ErrNotExist where there is
 // none. "." is the directory itself.
 func (d *Dir) Lstat(name string) (*unix.Stat_t, error) {

@@ -78,7 +78,7 @@ func (s *Sysroot) cleanDeployments(ctx context.Context) error {
 
 func (s *Sysroot) cleanStateroot(ctx context.Context, stateroot string, keep map[string]bool) error {
 	dir := deployDir(stateroot)
-	names, err := readNames(s.root, dir)
+	names, err := dirfd.ReadNames(s.root, dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -108,7 +108,7 @@ func (s *Sysroot) cleanStateroot(ctx context.Context, stateroot string, keep map
 
 func (s *Sysroot) cleanBacking(stateroot string, keep map[string]bool) error {
 	dir := path.Join("ostree/deploy", stateroot, "backing")
-	names, err := readNames(s.root, dir)
+	names, err := dirfd.ReadNames(s.root, dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -175,7 +175,7 @@ func (s *Sysroot) cleanBoot(context.Context) error {
 
 // removeExcept removes the entries of a directory that keep does not name.
 func removeExcept(root *os.Root, dir string, keep func(string) bool) error {
-	names, err := readNames(root, dir)
+	names, err := dirfd.ReadNames(root, dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/kedge-os/kedge/e2e/crash"
+	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 )
@@ -277,7 +278,7 @@ func leftovers(t testing.TB, w *world, at string) {
 		"ostree":                  {"lock", "repo", "deploy", fmt.Sprintf("boot.%d", s.version), fmt.Sprintf("boot.%d.%d", s.version, s.sub), "kedge"},
 		"ostree/deploy/os/var":    {".ostree-selabeled", "lib"},
 	} {
-		names, err := readNames(s.root, dir)
+		names, err := dirfd.ReadNames(s.root, dir)
 		must(t, err)
 		for _, n := range names {
 			if !slices.Contains(want, n) {

@@ -113,7 +113,7 @@ const clockStep = 10 * time.Millisecond
 // nextSerial returns the number after the highest that the commit has in the
 // stateroot.
 func (s *Sysroot) nextSerial(stateroot, commit string) (int, error) {
-	names, err := readNames(s.root, deployDir(stateroot))
+	names, err := dirfd.ReadNames(s.root, deployDir(stateroot))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}

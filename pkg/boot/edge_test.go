@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -180,7 +181,7 @@ func TestBootOfItsOwn(t *testing.T) {
 	if diff := cmp.Diff(before, snapshot(t, w.dir)); diff != "" {
 		t.Errorf("after the refusal and a cleanup something is different:\n%s", diff)
 	}
-	if names, err := readNames(s.root, "boot/ostree"); len(names) != 1 || err != nil {
+	if names, err := dirfd.ReadNames(s.root, "boot/ostree"); len(names) != 1 || err != nil {
 		t.Errorf("boot/ostree has %v, %v", names, err)
 	}
 }
@@ -213,7 +214,7 @@ func TestSmallBootOfABootedHost(t *testing.T) {
 	_, err = s.Finalize(ctx)
 	must(t, err)
 	must(t, s.Cleanup(ctx))
-	names, err := readNames(s.boot, "ostree")
+	names, err := dirfd.ReadNames(s.boot, "ostree")
 	must(t, err)
 	if d := s.Deployments(); len(d) != 2 || !d[1].same(booted) || len(names) != 2 {
 		t.Errorf("in the end the list is %v with the kernels %v, want the new and the booted one", d, names)

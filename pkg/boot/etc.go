@@ -22,7 +22,7 @@ func settleEtc(root *os.Root) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	names, err := readNames(root, "etc")
+	names, err := dirfd.ReadNames(root, "etc")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:

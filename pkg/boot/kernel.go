@@ -89,7 +89,7 @@ func locateKernel(root *os.Root) (*Kernel, error) {
 }
 
 func modulesKernel(root *os.Root) (*Kernel, error) {
-	versions, err := readNames(root, modulesDir)
+	versions, err := dirfd.ReadNames(root, modulesDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -212,7 +212,7 @@ var legacyDirs = []string{"usr/lib/ostree-boot", "boot"}
 // kernel in it.
 func legacyKernel(root *os.Root) (*Kernel, error) {
 	for _, dir := range legacyDirs {
-		names, err := readNames(root, dir)
+		names, err := dirfd.ReadNames(root, dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

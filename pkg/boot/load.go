@@ -9,8 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
@@ -122,7 +121,7 @@ func (s *Sysroot) loadEntries() error {
 	if s.boot == nil {
 		return nil
 	}
-	names, err := readNames(s.boot, entriesDir(s.version))
+	names, err := dirfd.ReadNames(s.boot, entriesDir(s.version))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -213,18 +212,6 @@ func (s *Sysroot) complete(d *Deployment) error {
 	}
 	d.Origin = origin
 	return nil
-}
-
-// readNames returns the names in a directory in bytewise order.
-func readNames(root *os.Root, dir string) ([]string, error) {
-	f, err := root.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	slices.Sort(names)
-	return names, err
 }
 
 // readSmall reads a small regular file.

@@ -153,7 +153,7 @@ func (s *Sysroot) missingKernels(list []*Deployment, block int64) (int64, error)
 // prunableKernels returns the bytes of the kernels below a boot directory that
 // need not stay.
 func prunableKernels(boot *os.Root, stays func(name string) bool) (int64, error) {
-	names, err := readNames(boot, "ostree")
+	names, err := dirfd.ReadNames(boot, "ostree")
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/internal/gvariant"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/ostree/object"
@@ -222,7 +223,7 @@ func TestStageRefusesTypeConflict(t *testing.T) {
 	if fault.KindOf(err) != fault.Conflict || s.Staged() != nil {
 		t.Errorf("stage = %v, want a conflict and nothing staged", err)
 	}
-	names, err := readNames(s.root, deployDir("os"))
+	names, err := dirfd.ReadNames(s.root, deployDir("os"))
 	must(t, err)
 	if len(names) != 2 {
 		t.Errorf("deploy directory after the refusal has %v, want the old deployment alone", names)

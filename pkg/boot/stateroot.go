@@ -42,7 +42,7 @@ func (s *Sysroot) InitStateroot(name string) error {
 
 // Stateroots returns the names of the stateroots.
 func (s *Sysroot) Stateroots() ([]string, error) {
-	names, err := readNames(s.root, "ostree/deploy")
+	names, err := dirfd.ReadNames(s.root, "ostree/deploy")
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -87,21 +88,14 @@ func (k *kernelFixer) run(ctx context.Context) (bool, error) {
 
 // kernelsOf lists the kernels of a root.
 func kernelsOf(root *os.Root) ([]string, error) {
-	dir, err := root.Open(modulesDir)
+	names, err := dirfd.ReadNames(root, modulesDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	names = slices.DeleteFunc(names, func(n string) bool { return !notEmpty(root, path.Join(modulesDir, n, "vmlinuz")) })
-	slices.Sort(names)
-	return names, nil
+	return slices.DeleteFunc(names, func(n string) bool { return !notEmpty(root, path.Join(modulesDir, n, "vmlinuz")) }), nil
 }
 
 // fromBoot moves the kernels that packages put into /boot, as Debian's do, to

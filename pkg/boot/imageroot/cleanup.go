@@ -110,7 +110,7 @@ func removeTemporary(dir *dirfd.Dir, name string) error {
 // cleanPending removes what waited for a deployment that never came.
 func (s *Sysroot) cleanPending() error {
 	pending := path.Join(stateDir, "pending")
-	names, err := readNames(s.root, pending)
+	names, err := dirfd.ReadNames(s.root, pending)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -141,7 +141,7 @@ func (s *Sysroot) cleanKernels(ctx context.Context) error {
 // also one that was not finished.
 func (s *Sysroot) eachKernel(fn func(dir, name string) error) error {
 	for _, dir := range []string{".", espKernels} {
-		names, err := readNames(s.boot, dir)
+		names, err := dirfd.ReadNames(s.boot, dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/osrelease"
 	"github.com/kedge-os/kedge/pkg/boot/source"
@@ -191,7 +192,7 @@ func (s *Sysroot) writeSynced(name string, text []byte) error {
 // readEntries returns the files of the directory of entries in use.
 func (s *Sysroot) readEntries() (map[string][]byte, error) {
 	files := map[string][]byte{}
-	names, err := readNames(s.boot, entriesDir)
+	names, err := dirfd.ReadNames(s.boot, entriesDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return files, nil
 	}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
@@ -98,7 +99,7 @@ func (s *Sysroot) loadEntries(dir string) ([]*Deployment, error) {
 		return nil, err
 	}
 	defer entries.Close()
-	names, err := readNames(entries, ".")
+	names, err := dirfd.ReadNames(entries, ".")
 	if err != nil {
 		return nil, err
 	}
@@ -221,18 +222,6 @@ func (s *Sysroot) readOrigin(name string) (*keyfile.File, error) {
 		return &keyfile.File{}, fault.New(fault.Corrupt, "", "%w", err)
 	}
 	return origin, nil
-}
-
-// readNames returns the names in a directory in bytewise order.
-func readNames(root *os.Root, dir string) ([]string, error) {
-	f, err := root.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	slices.Sort(names)
-	return names, err
 }
 
 // readSmall reads a small regular file.

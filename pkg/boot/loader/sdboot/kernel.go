@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/bootdir"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
@@ -214,14 +215,14 @@ func (l *Loader) Sweep(ctx context.Context, m loader.Menu, keep func(string) boo
 	if err != nil {
 		return err
 	}
-	names, err := readNames(l.root, m.KernelDir)
+	names, err := dirfd.ReadNames(l.root, m.KernelDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if files, err := readNames(l.root, entriesDir); err == nil {
+	if files, err := dirfd.ReadNames(l.root, entriesDir); err == nil {
 		readable := func(n string) bool { return slices.ContainsFunc(all, func(f found) bool { return f.File == n }) }
 		if slices.ContainsFunc(files, func(n string) bool { return strings.HasSuffix(n, ".conf") && !readable(n) }) {
 			l.log.Warn("kernels are not removed: a boot entry cannot be read", "partition", l.root.Name())

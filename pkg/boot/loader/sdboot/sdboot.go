@@ -38,8 +38,7 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/bootdir"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
@@ -116,7 +115,7 @@ type found struct {
 // read returns the entries on the partition in the order of the menu, and what
 // is wrong with those that cannot be read.
 func (l *Loader) read(owns loader.Owner) (list []found, problems []error, err error) {
-	names, err := readNames(l.root, entriesDir)
+	names, err := dirfd.ReadNames(l.root, entriesDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, nil
 	}
@@ -202,15 +201,4 @@ func (l *Loader) Lines(owns loader.Owner) ([]loader.Line, []error, error) {
 		}
 	}
 	return lines, problems, err
-}
-
-func readNames(root *os.Root, dir string) ([]string, error) {
-	f, err := root.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	slices.Sort(names)
-	return names, err
 }
