@@ -20,12 +20,7 @@ func cmdCleanup(e *env) *cli.Command {
 			&cli.BoolFlag{Name: "rollback", Usage: "remove the deployment that rollback would lead to, too", Destination: &opts.Rollback},
 			&cli.BoolFlag{Name: "staged", Usage: "discard the staged deployment, too", Destination: &opts.Staged},
 		},
-		Action: func(c *cli.Context) error {
-			if err := noOperands(c); err != nil {
-				return err
-			}
-			return runCleanup(c.Context, e, opts)
-		},
+		Action: withoutOperands(func(c *cli.Context) error { return runCleanup(c.Context, e, opts) }),
 	}
 }
 

@@ -28,12 +28,7 @@ func cmdEtc(e *env) *cli.Command {
 					"extended attributes, I not carried over (a socket, fifo or device). Of files like\n" +
 					"/etc/passwd the entries follow.",
 				UsageText: "kedge etc diff --json",
-				Action: func(c *cli.Context) error {
-					if err := noOperands(c); err != nil {
-						return err
-					}
-					return runEtcDiff(c.Context, e)
-				},
+				Action:    withoutOperands(func(c *cli.Context) error { return runEtcDiff(c.Context, e) }),
 			},
 			{
 				Name: "conflicts", Usage: "list what both this host and an image changed", ArgsUsage: "[DEPLOYMENT|staged]",

@@ -23,12 +23,7 @@ func cmdFsck(e *env) *cli.Command {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "repair", Usage: "fetch what is damaged again", Destination: &opts.Repair},
 		},
-		Action: func(c *cli.Context) error {
-			if err := noOperands(c); err != nil {
-				return err
-			}
-			return runFsck(c.Context, e, opts)
-		},
+		Action: withoutOperands(func(c *cli.Context) error { return runFsck(c.Context, e, opts) }),
 	}
 }
 

@@ -70,15 +70,6 @@ func cmdQuarantine(e *env) *cli.Command {
 	}
 }
 
-func withoutOperands(run cli.ActionFunc) cli.ActionFunc {
-	return func(c *cli.Context) error {
-		if err := noOperands(c); err != nil {
-			return err
-		}
-		return run(c)
-	}
-}
-
 func runHealthStatus(ctx context.Context, e *env) error {
 	h, err := e.open(ctx, false)
 	if err != nil {

@@ -16,12 +16,7 @@ func cmdHistory(e *env) *cli.Command {
 		Usage:       "show every change of the deployments and every boot, newest first",
 		Description: "Read from the sysroot's own record, which each change adds a line to, and each boot with\nits result.",
 		UsageText:   "kedge history --json",
-		Action: func(c *cli.Context) error {
-			if err := noOperands(c); err != nil {
-				return err
-			}
-			return runHistory(c.Context, e)
-		},
+		Action:      withoutOperands(func(c *cli.Context) error { return runHistory(c.Context, e) }),
 	}
 }
 

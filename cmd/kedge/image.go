@@ -24,12 +24,7 @@ func cmdImage(e *env) *cli.Command {
 			Usage:       "list images, their digests and the deployments made from them",
 			Description: "SIZE is that of the compressed layers, as they were fetched.",
 			UsageText:   "kedge image list --json",
-			Action: func(c *cli.Context) error {
-				if err := noOperands(c); err != nil {
-					return err
-				}
-				return runImageList(c.Context, e)
-			},
+			Action:      withoutOperands(func(c *cli.Context) error { return runImageList(c.Context, e) }),
 		}, cmdImagePush(e)},
 	}
 }

@@ -36,12 +36,7 @@ func internalCheckHealth(e *env) *cli.Command {
 func internal(e *env, name, usage string, do func(*host.Host, context.Context) error) *cli.Command {
 	return &cli.Command{
 		Name: name, Usage: usage,
-		Action: func(c *cli.Context) error {
-			if err := noOperands(c); err != nil {
-				return err
-			}
-			return runInternal(c.Context, e, do)
-		},
+		Action: withoutOperands(func(c *cli.Context) error { return runInternal(c.Context, e, do) }),
 	}
 }
 

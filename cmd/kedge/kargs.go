@@ -41,12 +41,7 @@ func cmdKargs(e *env) *cli.Command {
 			"A change makes a new deployment of the same image; rollback leads back.",
 		UsageText: "kedge kargs --append console=ttyS0,115200 --delete quiet",
 		Flags:     opts.AddFlags(),
-		Action: func(c *cli.Context) error {
-			if err := noOperands(c); err != nil {
-				return err
-			}
-			return runKargs(c.Context, e, opts)
-		},
+		Action:    withoutOperands(func(c *cli.Context) error { return runKargs(c.Context, e, opts) }),
 	}
 }
 

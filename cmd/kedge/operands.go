@@ -8,11 +8,14 @@ import (
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
-func noOperands(c *cli.Context) error {
-	if c.Args().Present() {
-		return fault.New(fault.Usage, c.Command.HelpName+" --help shows what it takes", "%s: unexpected operand %q", c.Command.Name, c.Args().First())
+// withoutOperands makes the action of a verb that takes none.
+func withoutOperands(run cli.ActionFunc) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		if c.Args().Present() {
+			return fault.New(fault.Usage, c.Command.HelpName+" --help shows what it takes", "%s: unexpected operand %q", c.Command.Name, c.Args().First())
+		}
+		return run(c)
 	}
-	return nil
 }
 
 // oneOperand returns the only operand, which the message calls what.

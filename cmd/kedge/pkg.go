@@ -158,12 +158,7 @@ func cmdPkgList(e *env) *cli.Command {
 			&cli.BoolFlag{Name: "layered", Usage: "only what is on the image", Destination: &layered},
 			&cli.BoolFlag{Name: "all", Usage: "every package of the root, the image's too", Destination: &all},
 		},
-		Action: func(c *cli.Context) error {
-			if err := noOperands(c); err != nil {
-				return err
-			}
-			return runPkgList(c.Context, e, requested, layered, all)
-		},
+		Action: withoutOperands(func(c *cli.Context) error { return runPkgList(c.Context, e, requested, layered, all) }),
 	}
 }
 

@@ -37,13 +37,8 @@ func cmdPlan(e *env) *cli.Command {
 			},
 			{
 				Name: "upgrade", Usage: "plan an upgrade", UsageText: "kedge plan upgrade",
-				Flags: []cli.Flag{tag, inspect},
-				Action: func(c *cli.Context) error {
-					if err := noOperands(c); err != nil {
-						return err
-					}
-					return runPlan(c.Context, e, opts)
-				},
+				Flags:  []cli.Flag{tag, inspect},
+				Action: withoutOperands(func(c *cli.Context) error { return runPlan(c.Context, e, opts) }),
 			},
 		},
 	}

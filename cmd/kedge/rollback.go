@@ -25,12 +25,7 @@ func cmdRollback(e *env) *cli.Command {
 			&cli.BoolFlag{Name: "apply", Usage: "reboot into it", Destination: &apply},
 			&cli.BoolFlag{Name: "merge-etc", Usage: "take the current /etc along", Destination: &mergeEtc},
 		},
-		Action: func(c *cli.Context) error {
-			if err := noOperands(c); err != nil {
-				return err
-			}
-			return runRollback(c.Context, e, apply, mergeEtc)
-		},
+		Action: withoutOperands(func(c *cli.Context) error { return runRollback(c.Context, e, apply, mergeEtc) }),
 	}
 }
 

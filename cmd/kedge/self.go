@@ -19,12 +19,7 @@ func cmdSelf(e *env) *cli.Command {
 				"/var and changes to /etc are kept by switch, upgrade and rollback, so both survive images\n" +
 				"that do not have kedge. An image that has kedge takes over: its own unit is used then.",
 			UsageText: "kedge self install",
-			Action: func(c *cli.Context) error {
-				if err := noOperands(c); err != nil {
-					return err
-				}
-				return runSelfInstall(c.Context, e)
-			},
+			Action:    withoutOperands(func(c *cli.Context) error { return runSelfInstall(c.Context, e) }),
 		}, cmdSelfUnits(e)},
 	}
 }

@@ -33,12 +33,7 @@ func cmdSelfUnits(e *env) *cli.Command {
 			"report after the boot and check its health. Enable them with systemctl enable.",
 		UsageText: "kedge self units --directory /usr/lib/systemd/system",
 		Flags:     opts.AddFlags(),
-		Action: func(c *cli.Context) error {
-			if err := noOperands(c); err != nil {
-				return err
-			}
-			return runSelfUnits(e, opts)
-		},
+		Action:    withoutOperands(func(c *cli.Context) error { return runSelfUnits(e, opts) }),
 	}
 }
 

@@ -32,12 +32,7 @@ func cmdStatus(e *env) *cli.Command {
 			"in objects named kedge.",
 		UsageText: "kedge status --json",
 		Flags:     opts.AddFlags(),
-		Action: func(c *cli.Context) error {
-			if err := noOperands(c); err != nil {
-				return err
-			}
-			return runStatus(c.Context, e, opts)
-		},
+		Action:    withoutOperands(func(c *cli.Context) error { return runStatus(c.Context, e, opts) }),
 	}
 }
 

@@ -41,12 +41,7 @@ func cmdUpgrade(e *env) *cli.Command {
 			"what the next boot takes, as switch does.",
 		UsageText: "kedge upgrade --check",
 		Flags:     opts.AddFlags(),
-		Action: func(c *cli.Context) error {
-			if err := noOperands(c); err != nil {
-				return err
-			}
-			return runUpgrade(c.Context, e, opts)
-		},
+		Action:    withoutOperands(func(c *cli.Context) error { return runUpgrade(c.Context, e, opts) }),
 	}
 }
 

@@ -17,12 +17,7 @@ func cmdUsrOverlay(e *env) *cli.Command {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "read-only", Usage: "for programs that mount it writable for themselves", Destination: &readOnly},
 		},
-		Action: func(c *cli.Context) error {
-			if err := noOperands(c); err != nil {
-				return err
-			}
-			return runUsrOverlay(c.Context, e, readOnly)
-		},
+		Action: withoutOperands(func(c *cli.Context) error { return runUsrOverlay(c.Context, e, readOnly) }),
 	}
 }
 
