@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
+	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/host"
 )
 
@@ -25,22 +28,13 @@ func cmdCleanup(e *env) *cli.Command {
 }
 
 func runCleanup(ctx context.Context, e *env, opts host.CleanupOptions) error {
-	h, err := e.open(ctx, true)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	r, err := h.Cleanup(ctx, opts)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(r)
-	}
-	for _, id := range r.Deployments {
-		if err := e.printf("Removed deployment %s\n", id); err != nil {
-			return err
+	cleanup := func(h *host.Host, ctx context.Context) (*v1.Cleanup, error) { return h.Cleanup(ctx, opts) }
+	return show(ctx, e, true, cleanup, func(r *v1.Cleanup) string {
+		var b strings.Builder
+		for _, id := range r.Deployments {
+			fmt.Fprintf(&b, "Removed deployment %s\n", id)
 		}
-	}
-	return e.printf("Removed %s (%s)\n", count(r.Objects, "object"), size(r.Bytes))
+		fmt.Fprintf(&b, "Removed %s (%s)\n", count(r.Objects, "object"), size(r.Bytes))
+		return b.String()
+	})
 }

@@ -9,6 +9,7 @@ import (
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/host"
 	"github.com/kedge-os/kedge/pkg/pkgdb"
 )
 
@@ -48,40 +49,22 @@ func cmdDiff(e *env) *cli.Command {
 }
 
 func runDiff(ctx context.Context, e *env, a, b string) error {
-	h, err := e.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	changes, err := h.Diff(ctx, a, b)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(changes)
-	}
+	diff := func(h *host.Host, ctx context.Context) ([]v1.FileChange, error) { return h.Diff(ctx, a, b) }
+	return show(ctx, e, false, diff, diffText)
+}
+
+func diffText(changes []v1.FileChange) string {
 	letters := map[string]string{"added": "A", "removed": "R", "content": "C", "metadata": "M", "type": "T"}
 	var out strings.Builder
 	for _, c := range changes {
 		fmt.Fprintf(&out, "%s %s\n", letters[c.Change], oneLine(c.Path))
 	}
-	return e.write([]byte(out.String()))
+	return out.String()
 }
 
 func runDiffPackages(ctx context.Context, e *env, a, b string) error {
-	h, err := e.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	changes, err := h.DiffPackages(ctx, a, b)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(changes)
-	}
-	return e.write([]byte(packageLines(changes, "")))
+	diff := func(h *host.Host, ctx context.Context) ([]v1.PackageDiff, error) { return h.DiffPackages(ctx, a, b) }
+	return show(ctx, e, false, diff, func(changes []v1.PackageDiff) string { return packageLines(changes, "") })
 }
 
 // packageLines are one line for each change, by what it is.

@@ -110,6 +110,14 @@ func (e *env) write(b []byte) error {
 	return nil
 }
 
+// print prints v as JSON where that was asked for, else its text.
+func (e *env) print(v any, text func() string) error {
+	if e.json {
+		return e.printJSON(v)
+	}
+	return e.write([]byte(text()))
+}
+
 // printJSON prints v as indented JSON without HTML escapes.
 func (e *env) printJSON(v any) error {
 	b, err := marshal(v)

@@ -28,7 +28,7 @@ func cmdEtc(e *env) *cli.Command {
 					"extended attributes, I not carried over (a socket, fifo or device). Of files like\n" +
 					"/etc/passwd the entries follow.",
 				UsageText: "kedge etc diff --json",
-				Action:    withoutOperands(func(c *cli.Context) error { return runEtcDiff(c.Context, e) }),
+				Action:    withoutOperands(func(c *cli.Context) error { return show(c.Context, e, false, (*host.Host).EtcDiff, etcDiffText) }),
 			},
 			{
 				Name: "conflicts", Usage: "list what both this host and an image changed", ArgsUsage: "[DEPLOYMENT|staged]",
@@ -64,22 +64,6 @@ func cmdEtc(e *env) *cli.Command {
 	}
 }
 
-func runEtcDiff(ctx context.Context, e *env) error {
-	h, err := e.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	changes, err := h.EtcDiff(ctx)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(changes)
-	}
-	return e.write([]byte(etcDiffText(changes)))
-}
-
 func etcDiffText(changes []v1.EtcChange) string {
 	letters := map[string]string{"added": "A", "modified": "M", "removed": "R", "attributes": "P", "ignored": "I"}
 	signs := map[string]string{"added": "+", "modified": "~", "removed": "-"}
@@ -95,19 +79,8 @@ func etcDiffText(changes []v1.EtcChange) string {
 }
 
 func runEtcConflicts(ctx context.Context, e *env, target string) error {
-	h, err := e.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	changes, err := h.EtcConflicts(ctx, target)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(changes)
-	}
-	return e.write([]byte(etcConflictsText("", changes)))
+	conflicts := func(h *host.Host, ctx context.Context) ([]v1.EtcChange, error) { return h.EtcConflicts(ctx, target) }
+	return show(ctx, e, false, conflicts, func(changes []v1.EtcChange) string { return etcConflictsText("", changes) })
 }
 
 // etcConflictsText is a line for each change, and one for each note.
@@ -127,27 +100,17 @@ func etcConflictsText(indent string, changes []v1.EtcChange) string {
 }
 
 func runEtcReset(ctx context.Context, e *env, o host.EtcResetOptions) error {
-	h, err := e.open(ctx, true)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	r, err := h.EtcReset(ctx, o)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(r)
-	}
-	for _, p := range r.Reset {
-		if err := e.printf("reset %s\n", oneLine(p)); err != nil {
-			return err
+	reset := func(h *host.Host, ctx context.Context) (*v1.EtcReset, error) { return h.EtcReset(ctx, o) }
+	return show(ctx, e, true, reset, func(r *v1.EtcReset) string {
+		if len(r.Reset) == 0 {
+			return "No change: that is as in the image.\n"
 		}
-	}
-	if len(r.Reset) == 0 {
-		return e.printf("No change: that is as in the image.\n")
-	}
-	return nil
+		var b strings.Builder
+		for _, p := range r.Reset {
+			fmt.Fprintf(&b, "reset %s\n", oneLine(p))
+		}
+		return b.String()
+	})
 }
 
 // etcSummary counts what becomes of local changes.

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -36,31 +38,24 @@ func runFsck(ctx context.Context, e *env, opts host.FsckOptions) error {
 	if err != nil {
 		return err
 	}
-	if e.json {
-		err = e.printJSON(r)
-	} else {
-		err = printCheck(e, r)
-	}
 	n := len(r.Problems)
-	switch {
-	case err != nil || n == 0:
+	if err := e.print(r, func() string { return checkText(r) }); err != nil || n == 0 {
 		return err
-	case opts.Repair:
+	}
+	if opts.Repair {
 		return fault.New(fault.Corrupt, "move to another image: kedge upgrade, or kedge switch IMAGE", "fsck: %s left", count(n, "problem"))
 	}
 	return fault.New(fault.Corrupt, "kedge fsck --repair fetches what is damaged", "fsck: %s", count(n, "problem"))
 }
 
-func printCheck(e *env, r *v1.Check) error {
+func checkText(r *v1.Check) string {
+	var b strings.Builder
 	for _, p := range r.Repaired {
-		if err := e.printf("repaired: %s\n", oneLine(p)); err != nil {
-			return err
-		}
+		fmt.Fprintf(&b, "repaired: %s\n", oneLine(p))
 	}
 	for _, p := range r.Problems {
-		if err := e.printf("%s\n", oneLine(p)); err != nil {
-			return err
-		}
+		fmt.Fprintln(&b, oneLine(p))
 	}
-	return e.printf("Checked %s and %s\n", count(r.Objects, "object"), count(r.Deployments, "deployment"))
+	fmt.Fprintf(&b, "Checked %s and %s\n", count(r.Objects, "object"), count(r.Deployments, "deployment"))
+	return b.String()
 }

@@ -71,19 +71,7 @@ func cmdQuarantine(e *env) *cli.Command {
 }
 
 func runHealthStatus(ctx context.Context, e *env) error {
-	h, err := e.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	s, err := h.HealthStatus(ctx)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(s)
-	}
-	return e.write([]byte(healthStatusText(e, s)))
+	return show(ctx, e, false, (*host.Host).HealthStatus, func(s *v1.HealthStatus) string { return healthStatusText(e, s) })
 }
 
 func runMarkGood(ctx context.Context, e *env) error {
@@ -91,41 +79,24 @@ func runMarkGood(ctx context.Context, e *env) error {
 }
 
 func runQuarantineList(ctx context.Context, e *env) error {
-	h, err := e.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	list, err := h.Quarantine(ctx)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(list)
-	}
-	if len(list) == 0 {
-		return e.printf("Nothing is held.\n")
-	}
-	return e.write([]byte(quarantineText(list)))
+	return show(ctx, e, false, (*host.Host).Quarantine, func(list []v1.Quarantined) string {
+		if len(list) == 0 {
+			return "Nothing is held.\n"
+		}
+		return quarantineText(list)
+	})
 }
 
 func runQuarantineClear(ctx context.Context, e *env, names []string) error {
-	h, err := e.open(ctx, true)
-	if err != nil {
-		return err
+	clearNames := func(h *host.Host, ctx context.Context) ([]v1.Quarantined, error) {
+		return h.ClearQuarantine(ctx, names...)
 	}
-	defer h.Close()
-	gone, err := h.ClearQuarantine(ctx, names...)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(gone)
-	}
-	if len(gone) == 0 {
-		return e.printf("No change: nothing was held.\n")
-	}
-	return e.printf("Let go:\n%s", quarantineText(gone))
+	return show(ctx, e, true, clearNames, func(gone []v1.Quarantined) string {
+		if len(gone) == 0 {
+			return "No change: nothing was held.\n"
+		}
+		return "Let go:\n" + quarantineText(gone)
+	})
 }
 
 func quarantineText(list []v1.Quarantined) string {

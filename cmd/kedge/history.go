@@ -1,13 +1,15 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v2"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/host"
 )
 
 func cmdHistory(e *env) *cli.Command {
@@ -16,23 +18,11 @@ func cmdHistory(e *env) *cli.Command {
 		Usage:       "show every change of the deployments and every boot, newest first",
 		Description: "Read from the sysroot's own record, which each change adds a line to, and each boot with\nits result.",
 		UsageText:   "kedge history --json",
-		Action:      withoutOperands(func(c *cli.Context) error { return runHistory(c.Context, e) }),
+		Action:      withoutOperands(func(c *cli.Context) error { return show(c.Context, e, false, (*host.Host).History, historyText) }),
 	}
 }
 
-func runHistory(ctx context.Context, e *env) error {
-	h, err := e.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	entries, err := h.History(ctx)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(entries)
-	}
+func historyText(entries []v1.HistoryEntry) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	for _, h := range entries {
@@ -44,5 +34,5 @@ func runHistory(ctx context.Context, e *env) error {
 		fmt.Fprintln(w, strings.Join(line, "\t"))
 	}
 	_ = w.Flush() // a strings.Builder takes everything
-	return e.write([]byte(b.String()))
+	return b.String()
 }

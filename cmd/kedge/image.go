@@ -24,7 +24,7 @@ func cmdImage(e *env) *cli.Command {
 			Usage:       "list images, their digests and the deployments made from them",
 			Description: "SIZE is that of the compressed layers, as they were fetched.",
 			UsageText:   "kedge image list --json",
-			Action:      withoutOperands(func(c *cli.Context) error { return runImageList(c.Context, e) }),
+			Action:      withoutOperands(func(c *cli.Context) error { return show(c.Context, e, false, (*host.Host).Images, imagesText) }),
 		}, cmdImagePush(e)},
 	}
 }
@@ -59,25 +59,10 @@ func runImagePush(ctx context.Context, e *env, image, target string) error {
 	if err != nil {
 		return err
 	}
-	if e.json {
-		return e.printJSON(pushed)
-	}
-	return e.printf("Pushed %s (%s).\n", oneLine(pushed.Image), pushed.Digest)
+	return e.print(pushed, func() string { return fmt.Sprintf("Pushed %s (%s).\n", oneLine(pushed.Image), pushed.Digest) })
 }
 
-func runImageList(ctx context.Context, e *env) error {
-	h, err := e.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	images, err := h.Images(ctx)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(images)
-	}
+func imagesText(images []v1.StoredImage) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "IMAGE\tVERSION\tDIGEST\tLAYERS\tSIZE\tDEPLOYMENTS")
@@ -86,5 +71,5 @@ func runImageList(ctx context.Context, e *env) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%d\n", oneLine(i.Image), oneLine(i.Version), digest[:min(12, len(digest))], i.Layers, size(i.Size), len(i.Deployments))
 	}
 	_ = w.Flush() // a strings.Builder takes everything
-	return e.write([]byte(b.String()))
+	return b.String()
 }

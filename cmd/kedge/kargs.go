@@ -51,7 +51,7 @@ func runKargs(ctx context.Context, e *env, opts kargsOptions) error {
 		AppendMissing: opts.AppendMissing.Value(), DeletePresent: opts.DeletePresent.Value(),
 	}
 	if edit.Empty() {
-		return showKargs(ctx, e)
+		return show(ctx, e, false, (*host.Host).ListKargs, kargsText)
 	}
 	var result *v1.Result
 	err := e.change(ctx, opts.Apply, func(ctx context.Context, h *host.Host) (r *v1.Result, err error) {
@@ -64,22 +64,10 @@ func runKargs(ctx context.Context, e *env, opts kargsOptions) error {
 	return unchanged(result, opts.Unchanged77)
 }
 
-func showKargs(ctx context.Context, e *env) error {
-	h, err := e.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	kargs, err := h.ListKargs(ctx)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(kargs)
-	}
+func kargsText(kargs []v1.Karg) string {
 	var b strings.Builder
 	for _, k := range kargs {
 		fmt.Fprintf(&b, "%-8s %s\n", k.Owner, oneLine(k.Arg))
 	}
-	return e.write([]byte(b.String()))
+	return b.String()
 }

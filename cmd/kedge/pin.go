@@ -2,8 +2,12 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/urfave/cli/v2"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/host"
 )
 
 func cmdPin(e *env) *cli.Command {
@@ -39,24 +43,15 @@ func pinAction(e *env, pinned bool) cli.ActionFunc {
 }
 
 func runPin(ctx context.Context, e *env, index int, pinned bool) error {
-	h, err := e.open(ctx, true)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	r, err := h.Pin(ctx, index, pinned)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(r)
-	}
+	pin := func(h *host.Host, ctx context.Context) (*v1.Result, error) { return h.Pin(ctx, index, pinned) }
 	word := "pinned"
 	if !pinned {
 		word = "not pinned"
 	}
-	if !r.Changed {
-		return e.printf("No change: %s is %s.\n", r.ID, word)
-	}
-	return e.printf("%s is now %s.\n", r.ID, word)
+	return show(ctx, e, true, pin, func(r *v1.Result) string {
+		if !r.Changed {
+			return fmt.Sprintf("No change: %s is %s.\n", r.ID, word)
+		}
+		return fmt.Sprintf("%s is now %s.\n", r.ID, word)
+	})
 }

@@ -99,7 +99,7 @@ func runPkg(ctx context.Context, e *env, opts pkgOptions, operands []string) err
 		if err != nil {
 			return err
 		}
-		return e.printPackages(result, opts)
+		return e.print(result, func() string { return packagesChangeText(result.Packages) })
 	}
 	if err := e.change(ctx, opts.Apply, op); err != nil {
 		return err
@@ -107,18 +107,11 @@ func runPkg(ctx context.Context, e *env, opts pkgOptions, operands []string) err
 	return unchanged(result, opts.Unchanged77)
 }
 
-// printPackages prints what a change would come to.
-func (e *env) printPackages(r *v1.Result, opts pkgOptions) error {
-	if e.json {
-		return e.printJSON(r)
-	}
-	if r.Packages == nil {
-		return e.printf("No change.\n")
-	}
-	return e.write([]byte(packagesChangeText(r.Packages)))
-}
-
+// packagesChangeText is what a change would come to.
 func packagesChangeText(c *v1.PackageChange) string {
+	if c == nil {
+		return "No change.\n"
+	}
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	line := func(sign string, list []v1.Package) {
@@ -163,18 +156,13 @@ func cmdPkgList(e *env) *cli.Command {
 }
 
 func runPkgList(ctx context.Context, e *env, requested, layered, all bool) error {
-	h, err := e.open(ctx, all && os.Geteuid() == 0)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	list, err := h.Packages(ctx, all)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(list)
-	}
+	read := func(h *host.Host, ctx context.Context) (*v1.PackageList, error) { return h.Packages(ctx, all) }
+	return show(ctx, e, all && os.Geteuid() == 0, read, func(list *v1.PackageList) string {
+		return packageListText(list, requested, layered, all)
+	})
+}
+
+func packageListText(list *v1.PackageList, requested, layered, all bool) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	packages := list.Layered
@@ -198,5 +186,5 @@ func runPkgList(ctx context.Context, e *env, requested, layered, all bool) error
 		}
 	}
 	_ = w.Flush() // a strings.Builder takes everything
-	return e.write([]byte(b.String()))
+	return b.String()
 }

@@ -45,21 +45,12 @@ func cmdPlan(e *env) *cli.Command {
 }
 
 func runPlan(ctx context.Context, e *env, opts host.PlanOptions) error {
-	h, err := e.open(ctx, false)
-	if err != nil {
-		return err
+	var p *v1.Plan
+	plan := func(h *host.Host, ctx context.Context) (_ *v1.Plan, err error) {
+		p, err = h.Plan(ctx, opts)
+		return p, err
 	}
-	defer h.Close()
-	p, err := h.Plan(ctx, opts)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		err = e.printJSON(p)
-	} else {
-		err = e.write([]byte(planText(p)))
-	}
-	if err != nil || p.Possible {
+	if err := show(ctx, e, false, plan, planText); err != nil || p.Possible {
 		return err
 	}
 	kind := fault.Conflict

@@ -41,6 +41,21 @@ func (e *env) open(ctx context.Context, write bool) (*host.Host, error) {
 	return host.Open(ctx, cfg)
 }
 
+// show opens the host, to read it or to change it without progress, asks it, and
+// prints the answer.
+func show[T any](ctx context.Context, e *env, write bool, ask func(*host.Host, context.Context) (T, error), text func(T) string) error {
+	h, err := e.open(ctx, write)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	answer, err := ask(h, ctx)
+	if err != nil {
+		return err
+	}
+	return e.print(answer, func() string { return text(answer) })
+}
+
 // withHost opens the host and runs what reads it, or changes it with progress.
 func (e *env) withHost(ctx context.Context, write bool, op func(*host.Host) error) (err error) {
 	cfg := e.config()

@@ -2,8 +2,12 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/kedge-os/kedge/pkg/host"
 )
 
 func cmdSelf(e *env) *cli.Command {
@@ -25,22 +29,12 @@ func cmdSelf(e *env) *cli.Command {
 }
 
 func runSelfInstall(ctx context.Context, e *env) error {
-	h, err := e.open(ctx, true)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	paths, err := h.SelfInstall(ctx, buildVersion())
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(paths)
-	}
-	for _, p := range paths {
-		if err := e.printf("Installed %s\n", p); err != nil {
-			return err
+	install := func(h *host.Host, ctx context.Context) ([]string, error) { return h.SelfInstall(ctx, buildVersion()) }
+	return show(ctx, e, true, install, func(paths []string) string {
+		var b strings.Builder
+		for _, p := range paths {
+			fmt.Fprintf(&b, "Installed %s\n", p)
 		}
-	}
-	return nil
+		return b.String()
+	})
 }

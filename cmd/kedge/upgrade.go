@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 
 	"github.com/urfave/cli/v2"
@@ -67,25 +68,21 @@ func runUpgrade(ctx context.Context, e *env, opts upgradeOptions) error {
 }
 
 func runUpgradeCheck(ctx context.Context, e *env, opts upgradeOptions) error {
-	h, err := e.open(ctx, os.Geteuid() == 0)
-	if err != nil {
+	var result *v1.Result
+	check := func(h *host.Host, ctx context.Context) (r *v1.Result, err error) {
+		result, err = h.CheckUpgrade(ctx, opts.Tag)
+		return result, err
+	}
+	if err := show(ctx, e, os.Geteuid() == 0, check, updateText); err != nil {
 		return err
 	}
-	defer h.Close()
-	r, err := h.CheckUpgrade(ctx, opts.Tag)
-	if err != nil {
-		return err
+	return unchanged(result, opts.Unchanged77)
+}
+
+func updateText(r *v1.Result) string {
+	image := oneLine(imageName(r.Image.Image))
+	if !r.Changed {
+		return fmt.Sprintf("No update: %s is still at %s.\n", image, r.Image.ImageDigest)
 	}
-	switch {
-	case e.json:
-		err = e.printJSON(r)
-	case r.Changed:
-		err = e.printf("Update available: %s %s (%s).\n%s", oneLine(imageName(r.Image.Image)), oneLine(deref(r.Image.Version)), r.Image.ImageDigest, packageLines(r.PackageChanges, "  "))
-	default:
-		err = e.printf("No update: %s is still at %s.\n", oneLine(imageName(r.Image.Image)), r.Image.ImageDigest)
-	}
-	if err != nil {
-		return err
-	}
-	return unchanged(r, opts.Unchanged77)
+	return fmt.Sprintf("Update available: %s %s (%s).\n%s", image, oneLine(deref(r.Image.Version)), r.Image.ImageDigest, packageLines(r.PackageChanges, "  "))
 }

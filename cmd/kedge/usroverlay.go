@@ -2,8 +2,12 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/urfave/cli/v2"
+
+	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/host"
 )
 
 func cmdUsrOverlay(e *env) *cli.Command {
@@ -24,17 +28,8 @@ func cmdUsrOverlay(e *env) *cli.Command {
 // runUsrOverlay opens the host to read it: one that is opened for writing has
 // mounts of its own, and the overlay is for the whole machine.
 func runUsrOverlay(ctx context.Context, e *env, readOnly bool) error {
-	h, err := e.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	o, err := h.UsrOverlay(ctx, readOnly)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printJSON(o)
-	}
-	return e.printf("/usr has an overlay (%s). What is written there is gone with the reboot.\n", o.AccessMode)
+	overlay := func(h *host.Host, ctx context.Context) (*v1.UsrOverlay, error) { return h.UsrOverlay(ctx, readOnly) }
+	return show(ctx, e, false, overlay, func(o *v1.UsrOverlay) string {
+		return fmt.Sprintf("/usr has an overlay (%s). What is written there is gone with the reboot.\n", o.AccessMode)
+	})
 }
