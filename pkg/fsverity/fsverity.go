@@ -72,6 +72,20 @@ func (a Algorithm) appendSum(dst, b []byte) []byte {
 	return append(dst, s[:]...)
 }
 
+// wide is how many blocks appendSums takes at most.
+const wide = 8
+
+// appendSums appends the hash of each of the one to wide blocks in p to dst.
+func (a Algorithm) appendSums(dst, p []byte) []byte {
+	if a == SHA512 && haveWide && len(p) >= wideFrom*verityBlock {
+		return appendSums512(dst, p)
+	}
+	for ; len(p) > 0; p = p[verityBlock:] {
+		dst = a.appendSum(dst, p[:verityBlock])
+	}
+	return dst
+}
+
 // Digest is the raw bytes of an fs-verity digest: 32 for sha256, 64 for sha512,
 // none where no digest is known.
 type Digest string
@@ -114,6 +128,7 @@ type Hasher struct {
 	alg    Algorithm
 	size   uint64
 	levels [][]byte // levels[0] is the data block being filled, the others hold hashes
+	sums   []byte   // scratch
 }
 
 // New returns a Hasher for an empty file.
@@ -136,23 +151,31 @@ func (v *Hasher) Write(p []byte) (int, error) {
 		v.levels[0] = v.levels[0][:0]
 	}
 	for len(p) >= verityBlock {
-		v.push(1, p[:verityBlock])
-		p = p[verityBlock:]
+		blocks := p[:min(len(p)/verityBlock, wide)*verityBlock]
+		p = p[len(blocks):]
+		v.sums = v.alg.appendSums(v.sums[:0], blocks)
+		for s := v.sums; len(s) > 0; s = s[v.alg.Size():] {
+			v.pushSum(1, s[:v.alg.Size()])
+		}
 	}
 	v.levels[0] = append(v.levels[0], p...)
 	return n, nil
 }
 
-// push adds the hash of a full block to level i, and to the levels above it
-// where that fills a block.
+// push adds the hash of a full block to level i.
 func (v *Hasher) push(i int, block []byte) {
-	for {
-		v.grow(i)
-		v.levels[i] = v.alg.appendSum(v.levels[i], block)
-		if len(v.levels[i]) < verityBlock {
-			return
-		}
-		block = v.levels[i]
+	v.sums = v.alg.appendSum(v.sums[:0], block)
+	v.pushSum(i, v.sums)
+}
+
+// pushSum adds a hash to level i, and to the levels above it where that fills a
+// block.
+func (v *Hasher) pushSum(i int, sum []byte) {
+	v.grow(i)
+	v.levels[i] = append(v.levels[i], sum...)
+	for len(v.levels[i]) == verityBlock {
+		v.grow(i + 1)
+		v.levels[i+1] = v.alg.appendSum(v.levels[i+1], v.levels[i])
 		v.levels[i] = v.levels[i][:0]
 		i++
 	}

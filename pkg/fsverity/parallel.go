@@ -85,8 +85,8 @@ func hashParts(ctx context.Context, v *Hasher, r io.ReaderAt, size int64, worker
 					continue
 				}
 				hashes = hashes[:0]
-				for b := buf; len(b) > 0; b = b[verityBlock:] {
-					hashes = v.alg.appendSum(hashes, b[:verityBlock])
+				for b := buf; len(b) > 0; b = b[wide*verityBlock:] {
+					hashes = v.alg.appendSums(hashes, b[:wide*verityBlock])
 				}
 				j.out <- result{hash: v.alg.appendSum(nil, hashes)}
 			}
