@@ -350,12 +350,13 @@ func (s *importStage) publish(damage map[Digest]bool) error {
 			}
 			continue
 		}
+		// btrfs lists what was there when the directory was opened or rewound.
+		if _, err := from.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
 		names, err := from.Readdirnames(-1)
 		if err != nil {
 			return fmt.Errorf("publish staged objects: %w", err)
-		}
-		if _, err := from.Seek(0, io.SeekStart); err != nil {
-			return err
 		}
 		to, err := s.repo.objects.sub(byte(first), true)
 		if err != nil {
