@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -100,14 +99,11 @@ func runQuarantineClear(ctx context.Context, e *env, names []string) error {
 }
 
 func quarantineText(list []v1.Quarantined) string {
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	var rows [][]string
 	for _, q := range list {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", q.Key, q.Time.UTC().Format(time.DateTime), q.Reason,
-			oneLine(q.Origin), oneLine(q.Version), oneLine(q.Check))
+		rows = append(rows, []string{q.Key, q.Time.UTC().Format(time.DateTime), q.Reason, q.Origin, q.Version, q.Check})
 	}
-	_ = w.Flush() // a strings.Builder takes everything
-	return b.String()
+	return columns(rows)
 }
 
 // healthStatusText says in its first line whether the last boot was good.

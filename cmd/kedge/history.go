@@ -1,9 +1,7 @@
 package main
 
 import (
-	"fmt"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -23,16 +21,14 @@ func cmdHistory(e *env) *cli.Command {
 }
 
 func historyText(entries []v1.HistoryEntry) string {
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	var rows [][]string
 	for _, h := range entries {
 		digest := strings.TrimPrefix(h.Digest, "sha256:")
-		line := []string{h.Time.UTC().Format(time.DateTime), h.Verb, h.Result, oneLine(h.Image), oneLine(h.Version), digest[:min(12, len(digest))]}
+		row := []string{h.Time.UTC().Format(time.DateTime), h.Verb, h.Result, h.Image, h.Version, digest[:min(12, len(digest))]}
 		if h.Detail != "" {
-			line = append(line, oneLine(h.Detail))
+			row = append(row, h.Detail)
 		}
-		fmt.Fprintln(w, strings.Join(line, "\t"))
+		rows = append(rows, row)
 	}
-	_ = w.Flush() // a strings.Builder takes everything
-	return b.String()
+	return columns(rows)
 }

@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
 
@@ -63,13 +63,10 @@ func runImagePush(ctx context.Context, e *env, image, target string) error {
 }
 
 func imagesText(images []v1.StoredImage) string {
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "IMAGE\tVERSION\tDIGEST\tLAYERS\tSIZE\tDEPLOYMENTS")
+	rows := [][]string{{"IMAGE", "VERSION", "DIGEST", "LAYERS", "SIZE", "DEPLOYMENTS"}}
 	for _, i := range images {
 		digest := strings.TrimPrefix(i.Digest, "sha256:")
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%d\n", oneLine(i.Image), oneLine(i.Version), digest[:min(12, len(digest))], i.Layers, size(i.Size), len(i.Deployments))
+		rows = append(rows, []string{i.Image, i.Version, digest[:min(12, len(digest))], strconv.Itoa(i.Layers), size(i.Size), strconv.Itoa(len(i.Deployments))})
 	}
-	_ = w.Flush() // a strings.Builder takes everything
-	return b.String()
+	return columns(rows)
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
 
@@ -112,22 +111,22 @@ func packagesChangeText(c *v1.PackageChange) string {
 	if c == nil {
 		return "No change.\n"
 	}
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	var rows [][]string
 	line := func(sign string, list []v1.Package) {
 		for _, p := range list {
 			note := p.Repository
 			if p.Replaces != "" {
 				note = strings.TrimSpace(note + " (the image has " + p.Replaces + ")")
 			}
-			fmt.Fprintf(w, "%s %s\t%s\t%s\t%s\n", sign, oneLine(p.Name), oneLine(p.Version), oneLine(p.Arch), oneLine(note))
+			rows = append(rows, []string{sign + " " + p.Name, p.Version, p.Arch, note})
 		}
 	}
 	line("+", c.Added)
 	line("~", c.Changed)
 	line("-", c.Dropped)
 	line("-", c.Removed)
-	_ = w.Flush() // a strings.Builder takes everything
+	var b strings.Builder
+	b.WriteString(columns(rows))
 	var bytes int64
 	for _, p := range c.Layered {
 		bytes += p.Size
@@ -163,28 +162,27 @@ func runPkgList(ctx context.Context, e *env, requested, layered, all bool) error
 }
 
 func packageListText(list *v1.PackageList, requested, layered, all bool) string {
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	var rows [][]string
+	row := func(cells ...string) { rows = append(rows, cells) }
 	packages := list.Layered
 	if all {
 		packages = list.All
 	}
 	if !layered && !all {
 		for _, name := range list.Requested {
-			fmt.Fprintf(w, "%s\trequested\t\n", oneLine(name))
+			row(name, "requested", "")
 		}
 		for _, name := range list.Inactive {
-			fmt.Fprintf(w, "%s\tinactive\tthe image has it\n", oneLine(name))
+			row(name, "inactive", "the image has it")
 		}
 		for _, p := range list.LeftOut {
-			fmt.Fprintf(w, "%s\tleft out\t%s\n", oneLine(p.Name), oneLine(p.Reason))
+			row(p.Name, "left out", p.Reason)
 		}
 	}
 	if !requested {
 		for _, p := range packages {
-			fmt.Fprintf(w, "%s\t%s\t%s\n", oneLine(p.Name), oneLine(p.Version), oneLine(p.Arch))
+			row(p.Name, p.Version, p.Arch)
 		}
 	}
-	_ = w.Flush() // a strings.Builder takes everything
-	return b.String()
+	return columns(rows)
 }
