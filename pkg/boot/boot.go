@@ -100,6 +100,7 @@ type Sysroot struct {
 	// again names what WithDefault made the default, whose tries begin anew where
 	// they are used up.
 	again string
+	keep  func(*Deployment) bool // see Retain
 
 	root *os.Root // holds ostree/
 	boot *os.Root // holds loader and ostree/STATEROOT-BOOTCSUM; nil: no boot directory

@@ -11,6 +11,7 @@ import (
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
+	"github.com/kedge-os/kedge/pkg/boot/retention"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -84,7 +85,7 @@ func (d *Deployment) Title() string {
 const transient = "libostree-transient"
 
 // Pinned reports whether the deployment is kept until it is unpinned.
-func (d *Deployment) Pinned() bool { return d.Origin.Bool(transient, "pinned", false) }
+func (d *Deployment) Pinned() bool { return retention.IsPinned(d.Origin, transient) }
 
 // same reports whether two values stand for one deployment on disk.
 func (d *Deployment) same(o *Deployment) bool {

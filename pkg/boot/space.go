@@ -98,7 +98,8 @@ func (s *Sysroot) Prunable() (boot, mirror int64, err error) {
 	if booted == nil || s.boot == nil {
 		return 0, 0, nil
 	}
-	stay := s.With(&Deployment{Stateroot: booted.Stateroot}, Retention{Merge: booted})[1:]
+	fresh := &Deployment{Stateroot: booted.Stateroot}
+	stay := order.With(s.list, fresh, s.always(fresh, Retention{Merge: booted}))[1:]
 	if boot, err = prunableKernels(s.boot, func(name string) bool { return bootsKernel(stay, name) }); err != nil {
 		return 0, 0, err
 	}

@@ -64,7 +64,11 @@ func (s *Sysroot) stage(ctx context.Context, r StageRequest) error {
 	if err != nil {
 		return err
 	}
-	if err := s.makeRoom(ctx, s.With(d, Retention{Merge: r.Merge, All: r.RetainAll})); err != nil {
+	list, err := s.fitting(d, Retention{Merge: r.Merge, All: r.RetainAll})
+	if err != nil {
+		return err
+	}
+	if err := s.makeRoom(ctx, list); err != nil {
 		return err
 	}
 	if before != nil && s.first(before.same) == nil {

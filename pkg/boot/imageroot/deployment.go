@@ -10,6 +10,7 @@ import (
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
+	"github.com/kedge-os/kedge/pkg/boot/retention"
 )
 
 // BootType is how a deployment is booted, as its origin spells it.
@@ -103,7 +104,7 @@ const (
 	imageGroup     = "image"
 	manifestKey    = "manifest_digest"
 	kedgeGroup     = "kedge"
-	pinnedKey      = "pinned"
+	pinnedKey      = retention.PinnedKey
 	kargName       = "composefs"
 	kargLongName   = "composefs.digest"
 	verityOptional = "?"
@@ -124,7 +125,7 @@ func (d *Deployment) ManifestDigest() string {
 }
 
 // Pinned reports whether the deployment is kept until it is unpinned.
-func (d *Deployment) Pinned() bool { return d.Origin.Bool(kedgeGroup, pinnedKey, false) }
+func (d *Deployment) Pinned() bool { return retention.IsPinned(d.Origin, kedgeGroup) }
 
 // Kargs returns the kernel arguments without the one that names the image,
 // which Write sets.

@@ -124,7 +124,8 @@ type Sysroot struct {
 	loader loader.Loader
 	booted *bootedRoot // nil: not the sysroot the machine runs from
 	lock   *os.File
-	guard  *os.File // see keepFromGC
+	guard  *os.File               // see keepFromGC
+	keep   func(*Deployment) bool // see Retain
 
 	list     []*Deployment
 	problems []error

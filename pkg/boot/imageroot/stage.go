@@ -56,7 +56,10 @@ func (s *Sysroot) stage(ctx context.Context, r StageRequest) error {
 	if err != nil {
 		return err
 	}
-	list := s.With(d, Retention{Merge: r.Merge, All: r.RetainAll})
+	list, err := s.fitting(images, d, Retention{Merge: r.Merge, All: r.RetainAll})
+	if err != nil {
+		return err
+	}
 	if err := s.makeRoom(images, list); err != nil {
 		return err
 	}

@@ -1,6 +1,11 @@
 package retention
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/kedge-os/kedge/pkg/boot/keyfile"
+	"github.com/kedge-os/kedge/pkg/fault"
+)
 
 // Order is what the lists of deployments of both sysroots have in common; D is
 // the sysroot's own type of them.
@@ -47,4 +52,28 @@ func Fit[D any](list []D, spare func(D) bool, fits func([]D) (bool, error)) ([]D
 		}
 		next = slices.Delete(slices.Clone(next), last, last+1)
 	}
+}
+
+// PinnedKey is the key of a pin in an origin; each sysroot has its own group.
+const PinnedKey = "pinned"
+
+// IsPinned reports whether an origin pins its deployment.
+func IsPinned(origin *keyfile.File, group string) bool { return origin.Bool(group, PinnedKey, false) }
+
+// SetPinned pins the deployment with an origin, or unpins it; write replaces the
+// origin.
+func SetPinned(staged bool, origin *keyfile.File, group string, on bool, write func(*keyfile.File) error) error {
+	if staged {
+		return fault.New(fault.Conflict, "pin it after the reboot", "a staged deployment cannot be pinned")
+	}
+	if IsPinned(origin, group) == on {
+		return nil
+	}
+	origin = origin.Clone()
+	if on {
+		origin.Set(group, PinnedKey, "true")
+	} else {
+		origin.Delete(group, PinnedKey)
+	}
+	return write(origin)
 }
