@@ -9,13 +9,22 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
+
+	"github.com/kedge-os/kedge/internal/dirfd"
+)
+
+// What the names of temporary files begin and end with.
+const (
+	prefix = ".kedge-"
+	suffix = ".tmp"
 )
 
 // Write replaces the file name beneath root with data and the permissions
 // perm. Order: write a temporary file beside it, fsync it, rename it over the
 // name (the commit point), fsync the directory.
 func Write(root *os.Root, name string, data []byte, perm os.FileMode) error {
-	tmp := path.Join(path.Dir(name), ".kedge-"+rand.Text()[:12]+".tmp")
+	tmp := path.Join(path.Dir(name), prefix+rand.Text()[:12]+suffix)
 	f, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
@@ -41,9 +50,14 @@ func Write(root *os.Root, name string, data []byte, perm os.FileMode) error {
 // Sweep removes what writers of files in the directory dir left that died. No
 // other may be at work there.
 func Sweep(root *os.Root, dir string) error {
-	left, err := fs.Glob(root.FS(), path.Join(dir, ".kedge-*.tmp"))
-	for _, name := range left {
-		err = errors.Join(err, root.Remove(name))
+	names, err := dirfd.ReadNames(root, dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, prefix) && strings.HasSuffix(name, suffix) {
+			err = errors.Join(err, root.Remove(path.Join(dir, name)))
+		}
 	}
 	return err
 }

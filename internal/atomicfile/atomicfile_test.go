@@ -40,3 +40,30 @@ func TestWrite(t *testing.T) {
 		}
 	}
 }
+
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for _, name := range []string{".kedge-ABC.tmp", ".kedge-file", "other.tmp"} {
+		if err := os.WriteFile(dir+"/"+name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Sweep(root, "."); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 2 {
+		t.Errorf("there are %v, %v; want the two files that are nobody's leftover", entries, err)
+	}
+	if err := Sweep(root, "missing"); err != nil {
+		t.Errorf("a directory that is not there: %v", err)
+	}
+	if err := Sweep(root, "other.tmp"); err == nil {
+		t.Error("a directory that cannot be read was passed over")
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/internal/dirfd"
 )
 
@@ -78,6 +79,9 @@ func (s *Sysroot) cleanDeployments(ctx context.Context) error {
 
 func (s *Sysroot) cleanStateroot(ctx context.Context, stateroot string, keep map[string]bool) error {
 	dir := deployDir(stateroot)
+	if err := atomicfile.Sweep(s.root, dir); err != nil {
+		return err
+	}
 	names, err := dirfd.ReadNames(s.root, dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -91,15 +95,10 @@ func (s *Sysroot) cleanStateroot(ctx context.Context, stateroot string, keep map
 		}
 		deployment := strings.TrimSuffix(n, ".origin")
 		checksum, serial, ok := parseDeployName(deployment)
-		switch {
-		case strings.HasPrefix(n, ".kedge-") && strings.HasSuffix(n, ".tmp"):
-			err = s.root.Remove(path.Join(dir, n))
-		case !ok || keep[path.Join(dir, deployment)]:
+		if !ok || keep[path.Join(dir, deployment)] {
 			continue
-		default:
-			err = s.removeDeployment(&Deployment{Stateroot: stateroot, Checksum: checksum, Serial: serial})
 		}
-		if err != nil {
+		if err := s.removeDeployment(&Deployment{Stateroot: stateroot, Checksum: checksum, Serial: serial}); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/bootdir"
@@ -74,7 +75,8 @@ func (s *Sysroot) cleanState(ctx context.Context) error {
 		switch {
 		case !digestForm.MatchString(n):
 		case keep(n):
-			err = removeTemporary(dir, n)
+			// What a writer of an origin left that died.
+			err = atomicfile.Sweep(s.root, path.Join(deployDir, n))
 		default:
 			s.log.Debug("remove deployment", "deployment", n)
 			err = dir.Remove(n)
@@ -84,27 +86,6 @@ func (s *Sysroot) cleanState(ctx context.Context) error {
 		}
 	}
 	return s.cleanPending()
-}
-
-// removeTemporary removes what a writer of an origin left that died.
-func removeTemporary(dir *dirfd.Dir, name string) error {
-	sub, err := dir.Sub(name)
-	if err != nil {
-		return err
-	}
-	defer sub.Close()
-	names, err := sub.Names()
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if strings.HasPrefix(n, ".kedge-") && strings.HasSuffix(n, ".tmp") {
-			if err := sub.Remove(n); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // cleanPending removes what waited for a deployment that never came.
@@ -250,7 +231,9 @@ func (s *Sysroot) Prunable() (int64, error) {
 	if s.booted == nil || s.boot == nil {
 		return 0, nil
 	}
-	return s.kernelsBut(kernelNames(s.With(&Deployment{Entry: &bls.Entry{}}, Retention{Merge: s.MergeFor()})[1:]))
+	fresh := &Deployment{Entry: &bls.Entry{}}
+	stay := order.With(s.list, fresh, s.always(fresh, Retention{Merge: s.MergeFor()}))[1:]
+	return s.kernelsBut(kernelNames(stay))
 }
 
 // kernelsBut returns the bytes of the kernels in /boot beside those named.
