@@ -1,7 +1,6 @@
 package offline
 
 import (
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -11,9 +10,6 @@ import (
 // BuildKedge builds the program to test, unless KEDGE_BINARY names it.
 func BuildKedge(t testing.TB) string {
 	t.Helper()
-	if path := os.Getenv("KEDGE_BINARY"); path != "" {
-		return path
-	}
 	path := filepath.Join(t.TempDir(), "kedge")
 	if err := lab.BuildKedge(t.Context(), path); err != nil {
 		t.Fatal(err)
