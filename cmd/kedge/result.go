@@ -81,25 +81,14 @@ func (e *env) withHost(ctx context.Context, write bool, op func(*host.Host) erro
 // change opens the host, runs one operation with progress, prints its result
 // and, where asked to, reboots into it.
 func (e *env) change(ctx context.Context, reboot bool, op func(context.Context, *host.Host) (*v1.Result, error)) error {
-	if err := e.enter(); err != nil {
+	var r *v1.Result
+	err := e.withHost(ctx, true, func(h *host.Host) (err error) {
+		if reboot && !h.Booted() {
+			return fault.New(fault.Usage, "leave --apply out", "--apply: %s is not booted", e.sysroot)
+		}
+		r, err = op(ctx, h)
 		return err
-	}
-	p, err := e.newProgress()
-	if err != nil {
-		return err
-	}
-	cfg := e.config()
-	cfg.Progress, cfg.Write = p, true
-	h, err := host.Open(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	if reboot && !h.Booted() {
-		return fault.New(fault.Usage, "leave --apply out", "--apply: %s is not booted", e.sysroot)
-	}
-	r, err := op(ctx, h)
-	p.Close(err == nil)
+	})
 	if err != nil {
 		return err
 	}
@@ -111,7 +100,7 @@ func (e *env) change(ctx context.Context, reboot bool, op func(context.Context, 
 			// The operation is done, and that is what counts.
 			return e.printf("Interrupted: the host is not rebooted.\n")
 		}
-		return h.Reboot(ctx)
+		return host.Reboot(ctx)
 	}
 	return nil
 }

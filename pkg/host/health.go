@@ -176,7 +176,7 @@ func (h *Host) BootFailed(ctx context.Context) error {
 		return nil
 	}
 	h.cfg.Log.Error("this boot failed; rebooting, for the boot loader to try again or to take what was before", "failure", v.Reason)
-	return h.Reboot(ctx)
+	return Reboot(ctx)
 }
 
 func (h *Host) failedState(d *deployment, v *v1.Health) assess.State {

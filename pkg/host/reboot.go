@@ -11,7 +11,7 @@ import (
 
 // Reboot asks systemd to reboot the machine in the usual way, through which
 // the staged deployment is finalised.
-func (h *Host) Reboot(ctx context.Context) error {
+func Reboot(ctx context.Context) error {
 	out, err := exec.CommandContext(ctx, "systemctl", "reboot").CombinedOutput()
 	if err != nil {
 		return fault.New(fault.Conflict, "the change is in place: reboot when it suits", "reboot: %s: %w", strings.TrimSpace(string(out)), err)
