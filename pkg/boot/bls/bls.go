@@ -98,6 +98,12 @@ func (e *Entry) Get(key string) (string, bool) {
 	return "", false
 }
 
+// Value is Get where a key that is not there and an empty one are the same.
+func (e *Entry) Value(key string) string {
+	v, _ := e.Get(key)
+	return v
+}
+
 // Set gives a key other than initrd its value.
 func (e *Entry) Set(key, value string) {
 	for i := range e.fields {

@@ -144,7 +144,7 @@ func Encode(items []loader.Item) ([]byte, error) {
 	var b strings.Builder
 	b.WriteString("# Written by kedge; the next change of deployments writes it anew.\n")
 	for i, item := range items {
-		get := func(key string) string { v, _ := item.Entry.Get(key); return v }
+		get := item.Entry.Value
 		if get("linux") == "" {
 			return nil, fault.New(fault.Internal, "", "the boot entry of %s has no kernel", item.ID)
 		}
