@@ -141,12 +141,16 @@ func (l *Loader) Update(image fs.FS) (bool, error) {
 		l.log.Info("boot loader installed", "file", target, "version", version, "before", old)
 		changed = true
 	}
-	return changed, l.settle()
+	settled, err := l.settle()
+	if err == nil && (changed || settled) {
+		err = l.sync()
+	}
+	return changed || settled, err
 }
 
 // settle makes the files that systemd-boot and kernel-install look for, where
-// they are not there.
-func (l *Loader) settle() error {
+// they are not there, and reports whether it made one.
+func (l *Loader) settle() (changed bool, err error) {
 	for _, f := range []struct {
 		root       *os.Root
 		name, text string
@@ -156,18 +160,19 @@ func (l *Loader) settle() error {
 	} {
 		if _, err := f.root.Lstat(f.name); !errors.Is(err, fs.ErrNotExist) {
 			if err != nil {
-				return err
+				return changed, err
 			}
 			continue
 		}
 		if err := f.root.MkdirAll("loader", 0o755); err != nil {
-			return err
+			return changed, err
 		}
 		if err := f.root.WriteFile(f.name, []byte(f.text), 0o644); err != nil {
-			return err
+			return changed, err
 		}
+		changed = true
 	}
-	return l.sync()
+	return changed, nil
 }
 
 // replace gives a file its new content at one instant: the new one is written
