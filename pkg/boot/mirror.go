@@ -12,7 +12,6 @@ import (
 
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
-	"github.com/kedge-os/kedge/pkg/fault"
 )
 
 // A loader that does not read /boot has a one-way mirror of it: kernels under
@@ -65,13 +64,10 @@ func (s *Sysroot) mirrorItem(d *Deployment, entry *bls.Entry, i, n int) loader.I
 	}
 	e.SetInitrds(initrds)
 	item := loader.Item{ID: d.Stateroot + "/" + d.Name(), Name: s.mirrorName(), Entry: e}
-	if i == 0 && n > 1 {
-		// The only one has nothing to fall back to.
-		item.Tries, item.Renew = s.tries(d), s.again == item.ID
-	}
+	item.Count(i, n, func() uint64 { return s.tries(d) }, s.again == item.ID)
 	item.Files = func() ([]loader.File, error) {
 		var files []loader.File
-		for _, name := range append([]string{value(e, "linux"), value(e, "devicetree"), value(e, "fdtdir")}, initrds...) {
+		for _, name := range append([]string{e.Value("linux"), e.Value("devicetree"), e.Value("fdtdir")}, initrds...) {
 			if name == "" {
 				continue
 			}
@@ -94,11 +90,6 @@ func (s *Sysroot) tries(d *Deployment) uint64 {
 		return 0
 	}
 	return s.opts.Tries
-}
-
-func value(e *bls.Entry, key string) string {
-	v, _ := e.Get(key)
-	return v
 }
 
 // treeFiles returns a file, or all those below a directory, to be written as
@@ -186,14 +177,15 @@ func (s *Sysroot) updateLoader() {
 	if d == nil {
 		return
 	}
-	root, err := s.root.OpenRoot(d.Dir())
-	if err == nil {
+	loader.Refresh(s.loader, s.log, func() error {
+		root, err := s.root.OpenRoot(d.Dir())
+		if err != nil {
+			return err
+		}
 		defer root.Close()
 		_, err = s.loader.Update(root.FS())
-	}
-	if err != nil && fault.KindOf(err) != fault.NotFound {
-		s.log.Warn("the boot loader was not brought up to date", "error", err)
-	}
+		return err
+	})
 }
 
 // readMirror takes over from the loader's menu what boot loaders count, and what

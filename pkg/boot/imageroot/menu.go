@@ -13,7 +13,6 @@ import (
 
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
-	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
 )
 
@@ -62,10 +61,7 @@ func (s *Sysroot) items(images *images, list []*Deployment) []loader.Item {
 	var items []loader.Item
 	for i, d := range list {
 		item := loader.Item{ID: d.lineID(), Name: position{i, len(list)}.base(list[0]), Entry: d.Entry}
-		if i == 0 && len(list) > 1 {
-			// The only one has nothing to fall back to.
-			item.Tries, item.Renew = s.tries(images, d), d.again
-		}
+		item.Count(i, len(list), func() uint64 { return s.tries(images, d) }, d.again)
 		if dir, ok := kernelDirOf(d.Entry); ok && d.Type == TypeBLS {
 			item.Files = func() ([]loader.File, error) { return kernelFiles(images, d.Digest, dir) }
 		}
@@ -141,16 +137,16 @@ func (s *Sysroot) settleMenu(ctx context.Context) error {
 // updateLoader brings the loader's program up to date from the default's image.
 func (s *Sysroot) updateLoader(ctx context.Context) {
 	d := s.first(func(d *Deployment) bool { return !d.Staged })
-	if !s.onLoader() || d == nil {
+	if d == nil {
 		return
 	}
-	image, err := s.newImages(ctx).get(d.Digest)
-	if err == nil {
-		_, err = s.loader.Update(image)
-	}
-	if err != nil && fault.KindOf(err) != fault.NotFound {
-		s.log.Warn("the boot loader was not brought up to date", "error", err)
-	}
+	loader.Refresh(s.loader, s.log, func() error {
+		image, err := s.newImages(ctx).get(d.Digest)
+		if err == nil {
+			_, err = s.loader.Update(image)
+		}
+		return err
+	})
 }
 
 // sweepKernels removes the kernels that nothing boots and keep does not name.

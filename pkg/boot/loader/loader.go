@@ -14,9 +14,11 @@ import (
 	"context"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 
 	"github.com/kedge-os/kedge/pkg/boot/bls"
+	"github.com/kedge-os/kedge/pkg/fault"
 )
 
 // Names of the boot loaders, as --bootloader and status spell them.
@@ -97,6 +99,26 @@ type Item struct {
 	// Renew gives a deployment whose tries are used up Tries again: somebody asked
 	// for it.
 	Renew bool
+}
+
+// Count has the i-th of n lines tried: the default alone, and not where it has
+// nothing to fall back to.
+func (it *Item) Count(i, n int, tries func() uint64, renew bool) {
+	if i == 0 && n > 1 {
+		it.Tries, it.Renew = tries(), renew
+	}
+}
+
+// Refresh brings a loader's program up to date by update, which gives Update an
+// image. The menu is what boots: a program that stays as it was is told, and no
+// error. An image without one leaves it to whoever installed it.
+func Refresh(l Loader, log *slog.Logger, update func() error) {
+	if _, none := l.(None); none {
+		return
+	}
+	if err := update(); err != nil && fault.KindOf(err) != fault.NotFound {
+		log.Warn("the boot loader was not brought up to date", "error", err)
+	}
 }
 
 // BlessProgram is what a root needs to say that a boot of it was good; its entry
