@@ -1,6 +1,7 @@
 package sdboot
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -18,24 +19,39 @@ import (
 
 // rendered is an entry to be.
 type rendered struct {
-	base string
-	file string
-	text []byte
+	key     string // sort-key
+	base    string // file name without counter and suffix
+	counter string // "+LEFT-DONE", "" where it is not counted
+	text    []byte
+}
+
+func (r rendered) file() string { return r.base + r.counter + ".conf" }
+
+// is reports whether an entry that is there is the one to be.
+func (r rendered) is(f found) bool { return r.base == f.base && bytes.Equal(r.text, f.text) }
+
+// under returns the entry under a name that is told by its text, and by salt.
+func (r rendered) under(name, salt string) rendered {
+	sum := sha256.Sum256(append(slices.Clone(r.text), salt...))
+	r.base = name + "." + hex.EncodeToString(sum[:4])
+	return r
 }
 
 // Commit implements loader.Loader. m is to become the menu, old is what is there:
 //
 //  1. remove what a writer left that died before its entries were shown; flush
-//  2. write the new default under a sort-key before all others, hidden; flush
-//  3. COMMIT: show it; flush
-//  4. write the entries of m that are not there, hidden; flush; show them; flush
-//  5. remove the entries of old that m does not have; flush
-//  6. remove the entry of step 2; flush
+//  2. write copies, hidden: of the new default under a sort-key before all
+//     others, of other entries that are to have the name of one of old; flush
+//  3. COMMIT: show them; flush
+//  4. remove the entries of old whose names are taken; flush
+//  5. write the entries of m that are not there, hidden; flush; show them; flush
+//  6. remove the other entries of old that m does not have; flush
+//  7. remove the copies; flush
 //
-// Where the default stays, 2, 3 and 6 are left out. A process or a machine that
-// dies between 3 and 6 leaves a menu with more lines than it needs, all of them
-// whole, that begins with the new default; the next Commit finishes it.
-// Kernels of old may go only when Commit has returned.
+// Steps that have nothing to do are left out; where the default stays, it has no
+// copy. A process or a machine that dies between 3 and 7 leaves a menu with more
+// lines than it needs, all of them whole, that begins with the new default; the
+// next Commit finishes it. Kernels of old may go only when Commit has returned.
 func (l *Loader) Commit(ctx context.Context, m loader.Menu) error {
 	if len(m.Items) == 0 {
 		return fault.New(fault.Internal, "", "a boot menu needs a line")
@@ -50,13 +66,11 @@ func (l *Loader) Commit(ctx context.Context, m loader.Menu) error {
 	for i, item := range m.Items {
 		want[i] = render(m, item, key(i), ours)
 	}
-	there := func(r rendered) bool {
-		return slices.ContainsFunc(ours, func(f found) bool { return f.base == r.base })
-	}
-	stale := func(f found) bool {
-		return !slices.ContainsFunc(want, func(r rendered) bool { return r.base == f.base })
-	}
-	if !slices.ContainsFunc(ours, stale) && !slices.ContainsFunc(want, func(r rendered) bool { return !there(r) }) {
+	there := func(r rendered) bool { return slices.ContainsFunc(ours, r.is) }
+	stale := slices.DeleteFunc(slices.Clone(ours), func(f found) bool {
+		return slices.ContainsFunc(want, func(r rendered) bool { return r.is(f) })
+	})
+	if len(stale) == 0 && !slices.ContainsFunc(want, func(r rendered) bool { return !there(r) }) {
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
@@ -69,33 +83,55 @@ func (l *Loader) Commit(ctx context.Context, m loader.Menu) error {
 	if err := l.remove(hidden); err != nil {
 		return err
 	}
-	var first *rendered
-	if len(ours) == 0 || ours[0].base != want[0].base {
-		before, err := keyBefore(key(0), ours)
-		if err != nil {
-			return err
-		}
-		r := render(m, m.Items[0], before, ours)
-		first = &r
-		if err := l.show([]rendered{r}); err != nil {
-			return err
-		}
+	taken := func(f found) bool {
+		return slices.ContainsFunc(want, func(r rendered) bool { return r.file() == f.File })
+	}
+	copies, err := standIns(m, want, ours)
+	if err != nil {
+		return err
+	}
+	if err := l.show(slices.DeleteFunc(slices.Clone(copies), there)); err != nil {
+		return err
+	}
+	if err := l.remove(slices.DeleteFunc(slices.Clone(stale), func(f found) bool { return !taken(f) })); err != nil {
+		return err
 	}
 	l.log.Info("boot menu written", "default", m.Items[0].ID, "entries", len(want))
 	if err := l.show(slices.DeleteFunc(slices.Clone(want), there)); err != nil {
 		return err
 	}
-	if err := l.remove(slices.DeleteFunc(slices.Clone(ours), func(f found) bool { return !stale(f) })); err != nil {
+	if err := l.remove(slices.DeleteFunc(stale, taken)); err != nil {
 		return err
 	}
-	if first != nil {
-		return l.remove([]found{{Line: loader.Line{File: first.file}}})
+	gone := make([]found, len(copies))
+	for i, r := range copies {
+		gone[i].File = r.file()
 	}
-	return nil
+	return l.remove(gone)
+}
+
+// standIns returns the entries that stand in for those of want while Commit writes
+// them.
+func standIns(m loader.Menu, want []rendered, ours []found) (list []rendered, err error) {
+	if len(ours) == 0 || !want[0].is(ours[0]) {
+		before, err := keyBefore(want[0].key, ours)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, render(m, m.Items[0], before, ours).under(m.Items[0].Name, ""))
+	}
+	for i, r := range want[1:] {
+		replaces := func(f found) bool { return f.File == r.file() && !r.is(f) }
+		if slices.ContainsFunc(ours, replaces) {
+			list = append(list, r.under(m.Items[i+1].Name, "copy"))
+		}
+	}
+	return list, nil
 }
 
 // render makes the entry of an item. A deployment that the menu has keeps what
-// is left of its tries, unless nothing is and it is to be tried again.
+// is left of its tries, unless nothing is and it is to be tried again; and its
+// name where its boots are being counted, for systemd-bless-boot looks for that.
 func render(m loader.Menu, item loader.Item, key string, ours []found) rendered {
 	e := item.Entry.Clone()
 	e.Set("sort-key", key)
@@ -106,24 +142,34 @@ func render(m loader.Menu, item loader.Item, key string, ours []found) rendered 
 	if m.Order != nil {
 		text = e.EncodeIn(m.Order)
 	}
-	named := slices.Clone(text)
-	counter := ""
+	r := rendered{key: key, text: text}
 	i := slices.IndexFunc(ours, func(f found) bool { return f.ID != "" && f.ID == item.ID })
-	renew := i >= 0 && item.Renew && ours[i].Counter != nil && ours[i].Counter.Left == 0
-	switch {
-	case i >= 0 && ours[i].Counter != nil && !renew:
-		counter = fmt.Sprintf("+%d-%d", ours[i].Counter.Left, ours[i].Counter.Done)
-	case (i < 0 || renew) && item.Tries > 0:
-		counter = fmt.Sprintf("+%d", item.Tries)
+	if i < 0 {
+		r.counter = newCounter(item)
+		return r.under(item.Name, "")
 	}
-	if renew {
-		// The same text under another name: what is there is not renamed.
-		named = append(named, ours[i].File...)
+	have := ours[i]
+	if c := have.Counter; c != nil {
+		if item.Renew && c.Left == 0 {
+			r.counter = newCounter(item)
+			// The same text under another name: what is there is not renamed.
+			return r.under(item.Name, have.File)
+		}
+		r.counter = fmt.Sprintf("+%d-%d", c.Left, c.Done)
 	}
-	sum := sha256.Sum256(named)
-	r := rendered{base: item.Name + "." + hex.EncodeToString(sum[:4]), text: text}
-	r.file = r.base + counter + ".conf"
-	return r
+	if have.Counter != nil && have.Counter.Done > 0 || bytes.Equal(have.text, text) && strings.HasPrefix(have.base, item.Name+".") {
+		r.base = have.base
+		return r
+	}
+	return r.under(item.Name, "")
+}
+
+// newCounter is that of a deployment that has not been tried.
+func newCounter(item loader.Item) string {
+	if item.Tries == 0 {
+		return ""
+	}
+	return fmt.Sprintf("+%d", item.Tries)
 }
 
 // keyBefore returns a sort-key that stands before those of the entries that are
@@ -131,7 +177,7 @@ func render(m loader.Menu, item loader.Item, key string, ours []found) rendered 
 // that died may have left one that is shorter by a letter.
 func keyBefore(first string, ours []found) (string, error) {
 	for _, f := range ours {
-		if k, _ := f.Entry.Get("sort-key"); k != "" {
+		if k := f.Entry.Value("sort-key"); k != "" {
 			first = min(first, k)
 		}
 	}
@@ -161,11 +207,11 @@ func (l *Loader) show(list []rendered) error {
 	for i, r := range list {
 		at[i] = bootKey(r.text)
 		if at[i] < 0 {
-			return fault.New(fault.Internal, "", "the boot entry %s names nothing to boot", r.file)
+			return fault.New(fault.Internal, "", "the boot entry %s names nothing to boot", r.file())
 		}
 		text := slices.Clone(r.text)
 		text[at[i]] = '#'
-		f, err := l.root.OpenFile(path.Join(entriesDir, r.file), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		f, err := l.root.OpenFile(path.Join(entriesDir, r.file()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 		if err != nil {
 			return writeError(err)
 		}
@@ -178,7 +224,7 @@ func (l *Loader) show(list []rendered) error {
 		return writeError(err)
 	}
 	for i, r := range list {
-		f, err := l.root.OpenFile(path.Join(entriesDir, r.file), os.O_WRONLY, 0)
+		f, err := l.root.OpenFile(path.Join(entriesDir, r.file()), os.O_WRONLY, 0)
 		if err != nil {
 			return writeError(err)
 		}

@@ -21,7 +21,8 @@
 //   - An entry is removed, and that flushed, before a kernel that it names is.
 //
 // An entry's file is named after a digest of its text: another text is another
-// file, and a file that is there need not be written.
+// file. Only one whose boots are being counted keeps its name: systemd-bless-boot
+// looks for the name under which the machine was started.
 //
 // A power cut may leave, for fsck.fat to find: clusters that are marked as used
 // and belong to no file, the two copies of the FAT differing, a wrong count of
@@ -107,6 +108,7 @@ func (l *Loader) sync() error { return l.flush(l.root) }
 // found is an entry on the partition.
 type found struct {
 	loader.Line
+	text []byte
 	base string // file name without counter and suffix
 	live bool   // systemd-boot shows it
 	ours bool
@@ -132,8 +134,8 @@ func (l *Loader) read(owns loader.Owner) (list []found, problems []error, err er
 			problems = append(problems, fmt.Errorf("boot entry %s: %w", file, err))
 			continue
 		}
-		f := found{Line: loader.Line{File: file, Entry: bls.Parse(string(text)), Counter: name.Counter}, base: name.Base}
-		f.ID, _ = f.Entry.Get(loader.KeyID)
+		f := found{Line: loader.Line{File: file, Entry: bls.Parse(string(text)), Counter: name.Counter}, text: text, base: name.Base}
+		f.ID = f.Entry.Value(loader.KeyID)
 		f.live = isLive(f.Entry)
 		f.ours = owns(file, f.Entry)
 		if !f.live && !f.ours {
@@ -169,9 +171,8 @@ func isLive(e *bls.Entry) bool {
 // menuOrder is systemd-boot's: entries without tries last; those with a sort-key
 // first, by it upwards, then version and file name downwards.
 func menuOrder(a, b found) int {
-	get := func(f found, key string) string { v, _ := f.Entry.Get(key); return v }
 	spent := func(f found) bool { return f.Counter != nil && f.Counter.Left == 0 }
-	ka, kb := get(a, "sort-key"), get(b, "sort-key")
+	ka, kb := a.Entry.Value("sort-key"), b.Entry.Value("sort-key")
 	switch {
 	case spent(a) != spent(b):
 		if spent(a) {
@@ -184,7 +185,7 @@ func menuOrder(a, b found) int {
 		return strings.Compare(ka, kb)
 	}
 	if ka != "" {
-		if c := bls.CompareVersions(get(a, "version"), get(b, "version")); c != 0 {
+		if c := bls.CompareVersions(a.Entry.Value("version"), b.Entry.Value("version")); c != 0 {
 			return -c
 		}
 	}
