@@ -51,8 +51,8 @@ func (r *Records) Verdict(i v1.Identity) *v1.Health {
 	return nil
 }
 
-// Judge records a verdict. A good one ends a quarantine: it has booted. It
-// returns the verdict with its count of failures.
+// Judge records a verdict. A good one ends a quarantine for a failure: it has
+// booted. It returns the verdict with its count of failures.
 func (r *Records) Judge(i v1.Identity, h v1.Health) v1.Health {
 	before := r.Verdict(i)
 	h.Failures = 0
@@ -65,7 +65,9 @@ func (r *Records) Judge(i v1.Identity, h v1.Health) v1.Health {
 			}
 		}
 	} else {
-		r.Quarantine = slices.DeleteFunc(r.Quarantine, func(q v1.Quarantined) bool { return Same(q.Identity, i) })
+		r.Quarantine = slices.DeleteFunc(r.Quarantine, func(q v1.Quarantined) bool {
+			return q.Reason != v1.HeldByHand && Same(q.Identity, i)
+		})
 	}
 	r.Forget(i)
 	r.Verdicts = slices.Insert(r.Verdicts, 0, Verdict{i, h})

@@ -78,6 +78,10 @@ func TestHold(t *testing.T) {
 	if r.HeldTarget(one, []string{"rw"}, false) != nil || r.HeldTarget(one, []string{"rw"}, true) == nil {
 		t.Error("what was rolled back by hand is held from upgrade, and from nothing else")
 	}
+	r.Judge(one, v1.Health{State: v1.HealthGood, Boot: "a"})
+	if r.Held(one) == nil {
+		t.Error("a good boot undoes a rollback by hand")
+	}
 	failed := hand
 	failed.Reason = v1.HeldCheck
 	r.Hold(failed)
