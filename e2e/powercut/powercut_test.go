@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -20,13 +21,17 @@ import (
 )
 
 // states is how many disks are made for each operation; steps share them.
+// KEDGE_POWERCUT_STATES asks for another number than 24 and, nightly, 240.
 func (r *record) states(steps int) int {
 	n := 24
-	switch nightly := os.Getenv("KEDGE_NIGHTLY") != ""; {
-	case nightly && r.control:
-		n = 100
-	case nightly:
+	if os.Getenv("KEDGE_NIGHTLY") != "" {
 		n = 240
+	}
+	if asked, err := strconv.Atoi(os.Getenv("KEDGE_POWERCUT_STATES")); err == nil && asked > 0 {
+		n = asked
+	}
+	if r.control {
+		n = min(n, 100)
 	}
 	return n / steps
 }
@@ -111,7 +116,7 @@ func (r *record) cut(t *testing.T, dir, kedge string) map[string]*result {
 			n++
 			image := filepath.Join(dir, fmt.Sprintf("cut-%d.img", n))
 			limit <- struct{}{}
-			if err := work.Make(t.Context(), cut, image); err != nil {
+			if err := errors.Join(work.Make(t.Context(), cut, image), r.fs.identify(image)); err != nil {
 				t.Fatal(err)
 			}
 			checks.Go(func() {
@@ -166,7 +171,7 @@ func (r *record) learn(t *testing.T, c *checker, dir string) []span {
 	var spans []span
 	for _, m := range marks {
 		image := filepath.Join(dir, "mark.img")
-		if err := rest.Make(t.Context(), lab.Cut{Flushed: m.Entry + 1}, image); err != nil {
+		if err := errors.Join(rest.Make(t.Context(), lab.Cut{Flushed: m.Entry + 1}, image), r.fs.identify(image)); err != nil {
 			t.Fatal(err)
 		}
 		id, err := c.learn(image)

@@ -66,11 +66,13 @@ func live(t *testing.T, dir, kedge string, fs filesystem) []*record {
 	t.Helper()
 	var records []*record
 	for _, b := range offline.Backends {
-		before := installed(t, dir, kedge, b, fs)
+		first := installed(t, dir, kedge, b, fs)
 		for _, control := range []bool{false, true} {
-			r := &record{fs: fs, backend: b, control: control, before: before}
-			r.after = filepath.Join(dir, strings.ReplaceAll(r.name(), " ", "-")+".after")
-			copyDisk(t, before, r.after)
+			r := &record{fs: fs, backend: b, control: control}
+			r.before = filepath.Join(dir, strings.ReplaceAll(r.name(), " ", "-")+".before")
+			r.after = strings.TrimSuffix(r.before, ".before") + ".after"
+			fs.copy(t, first, r.before)
+			copyDisk(t, r.before, r.after)
 			records = append(records, r)
 		}
 	}

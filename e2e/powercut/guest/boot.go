@@ -66,7 +66,7 @@ func boot(disk, n string) error {
 func (h *host) mountRoot(backend, fs string) error {
 	// The journal is committed every second instead of every fifth: no other
 	// states, but a shorter test. Disks of two hosts are copies of one.
-	options := map[string]string{"ext4": "commit=1", "xfs": "nouuid"}[fs]
+	options := map[string]string{"ext4": "commit=1", "btrfs": "commit=1", "xfs": "nouuid"}[fs]
 	own, err := os.Executable()
 	if err != nil {
 		return err
