@@ -27,7 +27,7 @@ RACE_PACKAGES = $(filter-out %/interop $(MODULE)/pkg/boot%,$(FAST_PACKAGES))
 LONG_PACKAGES = $(addprefix $(MODULE)/,$(shell grep -rl 'testing.Short()' --include='*_test.go' api cmd hack internal pkg | xargs -n 1 dirname | sort -u))
 REST_PACKAGES = $(filter-out $(filter-out $(LONG_PACKAGES),$(RACE_PACKAGES)),$(FAST_PACKAGES))
 
-.PHONY: all build man deps check test nightly demo bench lint fmt unit race rest e2e size clean help
+.PHONY: all build man deps images all-images check test nightly demo bench lint fmt unit race rest e2e size clean help
 
 all: build
 
@@ -54,6 +54,13 @@ size: build
 deps:
 	@hack/deps.sh
 
+# Made in the first run, minutes long: not in the time that a test may take.
+images: deps
+	@hack/lab/images.sh
+
+all-images: deps
+	@hack/lab/images.sh all
+
 # Manual pages and shell completions, for packages.
 man: build
 	@mkdir -p bin/man bin/completion
@@ -68,18 +75,18 @@ fmt:
 
 # Unit tests, seeds of the fuzz tests, and the tests that hold our bytes against
 # the real ostree, matchpathcon, podman, skopeo and mkcomposefs.
-unit: deps
+unit: images
 	@echo '== unit and oracle tests'
 	@$(GO) test $(GOFLAGS_) -short -timeout 5m $(FAST_PACKAGES)
 
 check: build size lint unit
 
-race: deps
+race: images
 	@echo '== unit and oracle tests under the race detector'
 	@CGO_ENABLED=1 $(GO) test $(GOFLAGS_) -race -short -timeout 20m $(RACE_PACKAGES)
 
 # What was not run under the race detector, and the tests that -short leaves out.
-rest: deps
+rest: all-images
 	@echo '== unit and oracle tests, the long ones too'
 	@$(GO) test $(GOFLAGS_) -timeout 20m $(REST_PACKAGES)
 
@@ -87,14 +94,14 @@ rest: deps
 # the disk. What is tested is what was built, of which the cache of results does
 # not know.
 e2e nightly: export KEDGE_BINARY := $(CURDIR)/bin/kedge
-e2e: deps build
+e2e: all-images build
 	@echo '== end to end: hostile input, crashes, machines that boot (25 minutes)'
 	@$(GO) test $(GOFLAGS_) -count 1 -timeout 60m -p 2 $(E2E_PACKAGES)
 
 test: build size lint race rest e2e
 
 nightly: export KEDGE_NIGHTLY := 1
-nightly: build size lint race
+nightly: build size lint race all-images
 	$(GO) test $(GOFLAGS_) -count 1 -timeout 1h $(FAST_PACKAGES)
 	$(GO) test $(GOFLAGS_) -count 1 -timeout 4h -p 2 $(E2E_PACKAGES)
 	hack/fuzz.sh 5m
