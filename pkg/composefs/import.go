@@ -49,7 +49,7 @@ type Import struct {
 	repo   *Repo
 	opts   ImportOptions
 	stage  *importStage
-	sink   objectSink
+	sink   *objectSink
 	unlock func()
 
 	mu     sync.Mutex
@@ -90,7 +90,8 @@ func (r *Repo) NewImport(ctx context.Context, opts ImportOptions) (_ *Import, er
 	if im.stage, err = openStage(r); err != nil {
 		return nil, err
 	}
-	im.sink = objectSink{repo: r, to: &r.objects, damage: make(map[Digest]bool)}
+	im.sink = &objectSink{repo: r, to: &r.objects, damage: make(map[Digest]bool)}
+	im.sink.writeback.Sync = r.sync
 	if !r.sealed {
 		im.sink.to = &im.stage.objects
 	}
@@ -102,6 +103,7 @@ func (r *Repo) NewImport(ctx context.Context, opts ImportOptions) (_ *Import, er
 
 // Close ends the import. What was staged stays for the next import of this boot.
 func (im *Import) Close() error {
+	im.sink.writeback.Wait()
 	im.stage.close()
 	im.unlock()
 	return nil
@@ -293,6 +295,10 @@ func openStage(r *Repo) (_ *importStage, err error) {
 		return nil, fmt.Errorf("lock the staging directory: %w", err)
 	}
 	s.objects = objectDir{root: s.root, path: "objects"}
+	if err := s.objects.removeTorn(); err != nil {
+		s.close()
+		return nil, fmt.Errorf("clean the staging directory: %w", err)
+	}
 	return s, nil
 }
 

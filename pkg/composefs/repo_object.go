@@ -8,9 +8,12 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kedge-os/kedge/internal/writeback"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fsverity"
 )
@@ -177,6 +180,80 @@ func (o *objectDir) link(t *objectTemp, d Digest, replace bool) error {
 	return nil
 }
 
+// Modes of objects in a staging directory, which tell what a process that was
+// killed has left: place writes an object under its name and makes it whole last.
+const (
+	tornMode  = 0o600
+	wholeMode = 0o644
+)
+
+// place writes an object of a staging directory that is not to be sealed, for
+// less than a file without a name and a link to it take. One that is there is
+// whole, or another layer of the same import is writing it.
+func (o *objectDir) place(d Digest, data []byte) (err error) {
+	dir, err := o.sub(d[0], true)
+	if err != nil {
+		return err
+	}
+	name := d.String()[2:]
+	fd, err := openat(dir, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, tornMode)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		err = writeAll(fd, data)
+		if err == nil {
+			err = unix.Fchmod(fd, wholeMode)
+		}
+		if err = errors.Join(err, unix.Close(fd)); err != nil {
+			_ = unix.Unlinkat(int(dir.Fd()), name, 0)
+		}
+	}
+	if err != nil {
+		return &fs.PathError{Op: "write", Path: dir.Name() + "/" + name, Err: err}
+	}
+	return nil
+}
+
+func writeAll(fd int, p []byte) error {
+	for len(p) > 0 {
+		n, err := unix.Write(fd, p)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		p = p[max(n, 0):]
+	}
+	return nil
+}
+
+// removeTorn removes the objects that are not whole.
+func (o *objectDir) removeTorn() error {
+	for first := range 256 {
+		dir, err := o.sub(byte(first), false)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		names, err := dir.Readdirnames(-1)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			var st unix.Stat_t
+			err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+			if err == nil && st.Mode&0o7777 != wholeMode {
+				err = unix.Unlinkat(int(dir.Fd()), name, 0)
+			}
+			if err != nil {
+				return &fs.PathError{Op: "remove", Path: dir.Name() + "/" + name, Err: err}
+			}
+		}
+	}
+	return nil
+}
+
 func linkFile(f, dir *os.File, name string) error {
 	err := unix.Linkat(unix.AT_FDCWD, procPath(f), int(dir.Fd()), name, unix.AT_SYMLINK_FOLLOW)
 	if err != nil {
@@ -192,18 +269,46 @@ type objectSink struct {
 	repo   *Repo
 	to     *objectDir
 	damage map[Digest]bool // objects to replace whatever they look like
+
+	lacks     [256]atomic.Bool // directories of objects that the repository has not
+	hashers   sync.Pool
+	writeback writeback.Writer // of the staging directory
 }
+
+// staging reports whether objects go to the staging directory.
+func (s *objectSink) staging() bool { return s.to != &s.repo.objects }
 
 func (s *objectSink) has(d Digest, size int64) bool {
 	if s.damage[d] {
 		return false
 	}
-	return s.repo.objects.has(d, size) || s.to != &s.repo.objects && s.to.has(d, size)
+	return s.stored(d, size) || s.staging() && s.to.has(d, size)
+}
+
+// stored reports whether the repository has an object. That it never had a
+// directory for it is asked once: what another program adds meanwhile is the
+// same object.
+func (s *objectSink) stored(d Digest, size int64) bool {
+	if s.lacks[d[0]].Load() {
+		return false
+	}
+	if s.staging() {
+		if _, err := s.repo.objects.sub(d[0], false); errors.Is(err, fs.ErrNotExist) {
+			s.lacks[d[0]].Store(true)
+			return false
+		}
+	}
+	return s.repo.objects.has(d, size)
 }
 
 // add stores data under its digest.
 func (s *objectSink) add(data []byte) (Digest, error) {
-	v := fsverity.New(s.repo.meta.alg)
+	v, _ := s.hashers.Get().(*fsverity.Hasher)
+	if v == nil {
+		v = fsverity.New(s.repo.meta.alg)
+	}
+	defer s.hashers.Put(v)
+	v.Reset()
 	if _, err := v.Write(data); err != nil {
 		return "", err
 	}
@@ -214,6 +319,13 @@ func (s *objectSink) add(data []byte) (Digest, error) {
 // addKnown stores data whose digest is d. No process is started while the file
 // can be written to, so that the kernel never refuses to seal it.
 func (s *objectSink) addKnown(d Digest, data []byte) error {
+	if s.staging() && s.repo.noVerity.Load() && !s.damage[d] {
+		if s.stored(d, int64(len(data))) {
+			return nil
+		}
+		s.writeback.Add(int64(len(data)))
+		return s.to.place(d, data)
+	}
 	if s.has(d, int64(len(data))) {
 		return nil
 	}
@@ -275,6 +387,9 @@ func (s *objectSink) stream(ctx context.Context, r io.Reader, size int64, buf []
 	d := v.Sum()
 	if s.has(d, size) {
 		return d, nil
+	}
+	if s.staging() {
+		s.writeback.Add(size)
 	}
 	return d, s.finish(t, d)
 }

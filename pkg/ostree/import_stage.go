@@ -11,11 +11,10 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kedge-os/kedge/internal/writeback"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
 	"github.com/kedge-os/kedge/pkg/ostree/object"
@@ -40,7 +39,7 @@ type contentStage struct {
 	objects   *staging
 	name      string
 	space     spaceBudget
-	writeback writeback
+	writeback writeback.Writer
 }
 
 const (
@@ -52,7 +51,7 @@ const (
 // and removes those of other boots. A stage that another process works in is an
 // error of kind Busy.
 func (r *Repo) openContentStage() (*contentStage, error) {
-	s := &contentStage{repo: r, name: stagePrefix + r.bootID, writeback: writeback{repo: r}}
+	s := &contentStage{repo: r, name: stagePrefix + r.bootID, writeback: writeback.Writer{Sync: r.syncfs}}
 	err := s.removeOthers()
 	if err == nil {
 		err = s.space.init(r)
@@ -161,7 +160,7 @@ func (s *contentStage) removeOthers() error {
 
 // close lets go of the stage; what is staged stays.
 func (s *contentStage) close() {
-	s.writeback.wait()
+	s.writeback.Wait()
 	if s.objects != nil {
 		_ = s.objects.dir.Close()
 	}
@@ -256,7 +255,7 @@ func (s *contentStage) putLarge(ctx context.Context, r io.Reader, n *fstree.Inod
 	if err := f.link(s.objects.dir, s.path(sum)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return d, sum, fmt.Errorf("write to the staging directory: %w", err)
 	}
-	s.writeback.add(n.Size)
+	s.writeback.Add(n.Size)
 	return d, sum, nil
 }
 
@@ -281,7 +280,7 @@ func (s *contentStage) write(sum object.Checksum, n *fstree.Inode, content []byt
 	if err := s.finish(f, n); err != nil {
 		return err
 	}
-	s.writeback.add(n.Size)
+	s.writeback.Add(n.Size)
 	return f.link(s.objects.dir, s.path(sum))
 }
 
@@ -292,31 +291,6 @@ func (s *contentStage) finish(f *temp, n *fstree.Inode) error {
 	}
 	return s.repo.finishFile(f.fd(), n)
 }
-
-// writeback begins to write to disk what is staged while more arrives, so that
-// the transaction's sync finds less to do.
-type writeback struct {
-	repo    *Repo
-	dirty   atomic.Int64 // bytes since the last time
-	running atomic.Bool
-	wg      sync.WaitGroup
-}
-
-// writebackEvery is how much is staged between two times.
-const writebackEvery = 64 << 20
-
-func (w *writeback) add(n int64) {
-	if w.dirty.Add(n) < writebackEvery || !w.running.CompareAndSwap(false, true) {
-		return
-	}
-	w.dirty.Store(0)
-	w.wg.Go(func() {
-		_ = w.repo.syncfs() // the transaction's sync tells of what is wrong
-		w.running.Store(false)
-	})
-}
-
-func (w *writeback) wait() { w.wg.Wait() }
 
 // maxLayerFile bounds a savedLayer's file: ten million entries.
 const maxLayerFile = 4 << 30
