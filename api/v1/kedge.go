@@ -88,6 +88,8 @@ type Plan struct {
 	// Fetch is what has to come from the image's source.
 	Fetch PlanFetch   `json:"fetch"`
 	Space []PlanSpace `json:"space"`
+	// Removes are the deployments that go for it.
+	Removes []RemovedDeployment `json:"removes,omitempty"`
 	// Problems stop the operation; Warnings do not.
 	Problems []string `json:"problems"`
 	Warnings []string `json:"warnings"`
@@ -195,11 +197,63 @@ type Check struct {
 	Repaired []string `json:"repaired,omitempty"`
 }
 
-// Cleanup is what a clean-up removed.
+// Cleanup is what a clean-up removed, or with dryRun would remove.
 type Cleanup struct {
+	// Deployments are the IDs of those in Removed that are not IfNeeded.
 	Deployments []string `json:"deployments"`
-	Objects     int      `json:"objects"`
-	Bytes       int64    `json:"bytes"`
+	// Objects and Bytes are of the store; a dry run does not count them.
+	Objects int   `json:"objects"`
+	Bytes   int64 `json:"bytes"`
+	// Removed are the deployments that went, in this order, and why.
+	Removed []RemovedDeployment `json:"removed,omitempty"`
+	DryRun  bool                `json:"dryRun,omitempty"`
+	// Warnings are things to know, as of a policy that cannot be read.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// RemovedDeployment is a deployment that goes.
+type RemovedDeployment struct {
+	ID      string `json:"id"`
+	Image   string `json:"image,omitempty"`
+	Digest  string `json:"digest,omitempty"`
+	Version string `json:"version,omitempty"`
+	Reason  string `json:"reason"`
+	// IfNeeded says that it goes only where those before it left too little free
+	// space.
+	IfNeeded bool `json:"ifNeeded,omitempty"`
+}
+
+// What a deployment of DeploymentHistory is, and Result where no boot of it was
+// judged.
+const (
+	DeploymentBooted  = "booted"
+	DeploymentStaged  = "staged"
+	DeploymentKept    = "kept"
+	DeploymentRemoved = "removed"
+
+	ResultNone = "none"
+)
+
+// DeploymentHistory is a deployment that is or was there.
+type DeploymentHistory struct {
+	ID      string `json:"id"`
+	Image   string `json:"image,omitempty"`
+	Digest  string `json:"digest,omitempty"`
+	Version string `json:"version,omitempty"`
+	// Made is when it was made, or the first that is known of it.
+	Made time.Time `json:"made"`
+	// Reason is the verb that made it; "" where another program did.
+	Reason string `json:"reason"`
+	// State is booted, staged, kept or removed.
+	State string `json:"state"`
+	// Result is how its last boot was judged: good or failed; none where none was.
+	Result string `json:"result"`
+	// Detail is what failed.
+	Detail   string     `json:"detail,omitempty"`
+	LastBoot *time.Time `json:"lastBoot,omitempty"`
+	// Removed is when it went; null where another program removed it.
+	Removed        *time.Time `json:"removed,omitempty"`
+	RemovedBecause string     `json:"removedBecause,omitempty"`
 }
 
 // ImageDigest is the digest that a backend gives the root of an image.

@@ -199,8 +199,9 @@ func (s *composefsStore) Deployments() (deployments, error) {
 			id: b.Name(), index: b.Index, root: b.Digest, stateroot: defaultStateroot, serial: b.Serial,
 			booted: b.Booted, staged: b.Staged, foreign: b.Staged && !b.Ours, pinned: b.Pinned(),
 			downloadOnly: b.Held, origin: parseOrigin(b.Origin), kargs: b.Kargs(), manifest: b.ManifestDigest(),
-			counter: b.Counter(),
+			counter: b.Counter(), key: b.Digest + " " + b.Kargs().String(), made: modified(s.Root(), b.OriginPath()),
 		}
+		d.kernel, _ = b.Entry.Get("linux")
 		var err error
 		if d.image, err = s.image(d.manifest); err != nil {
 			s.cfg.Log.Warn("the image of a deployment cannot be read", "deployment", d.id, "error", err)

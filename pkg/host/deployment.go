@@ -1,7 +1,9 @@
 package host
 
 import (
+	"os"
 	"slices"
+	"time"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
@@ -13,6 +15,7 @@ import (
 // deployment is a root that boots, as every store has it.
 type deployment struct {
 	id        string
+	key       string // as id, and stays the same as long as the deployment is there
 	index     int
 	root      string // what the store calls the root: of ostree, the commit
 	stateroot string
@@ -29,6 +32,8 @@ type deployment struct {
 	image    *imageInfo // nil: none, or it cannot be read
 	update   *imageInfo // newer image that a check found, or nil
 	kargs    []string
+	kernel   string    // tells kernels in /boot apart
+	made     time.Time // or when its origin was changed last
 	// counter is how often a boot loader tried it and will; nil: not counted.
 	counter *bls.Counter
 
@@ -140,4 +145,13 @@ func (d *deployment) imageDigest() string {
 // degraded reports whether something is missing that was asked for.
 func (d *deployment) degraded() bool {
 	return d.origin.record != nil && len(d.origin.record.leftOut) > 0
+}
+
+// modified returns when a file was written last; zero where that is not known.
+func modified(root *os.Root, name string) time.Time {
+	st, err := root.Stat(name)
+	if err != nil {
+		return time.Time{}
+	}
+	return st.ModTime()
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -16,23 +17,37 @@ import (
 	"github.com/kedge-os/kedge/internal/atomicfile"
 )
 
-// historyFile is beneath the store's StateDir.
-const historyFile = "history"
+// historyFile is beneath the store's StateDir. It has at most maxHistory bytes
+// and a line: enough for some thousand.
+const (
+	historyFile = "history"
+	maxHistory  = 1 << 20
+)
 
 // History returns every recorded change of the deployments, newest first.
 // Lines that cannot be read (torn by a power cut, or of a later format) are
 // left out.
 func (h *Host) History(context.Context) ([]v1.HistoryEntry, error) {
-	data, err := h.root.ReadFile(path.Join(h.store.StateDir(), historyFile))
+	entries, err := h.readHistory()
+	slices.Reverse(entries)
+	return entries, err
+}
+
+// readHistory returns what is recorded, oldest first.
+func (h *Host) readHistory() ([]v1.HistoryEntry, error) {
+	f, err := h.root.Open(path.Join(h.store.StateDir(), historyFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return []v1.HistoryEntry{}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the history: %w", err)
 	}
-	entries := parseHistory(data)
-	slices.Reverse(entries)
-	return entries, nil
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, 2*maxHistory))
+	if err != nil {
+		return nil, fmt.Errorf("read the history: %w", err)
+	}
+	return parseHistory(data), nil
 }
 
 func parseHistory(data []byte) []v1.HistoryEntry {
@@ -94,5 +109,38 @@ func appendHistory(root *os.Root, dir string, e v1.HistoryEntry) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
+	if st, err := f.Stat(); err == nil && st.Size() > maxHistory {
+		return shortenHistory(root, dir)
+	}
 	return atomicfile.SyncDir(root, dir)
+}
+
+// shortenHistory drops half of the history's bytes: first boots that came out as
+// a later one of the same deployment did, then what is oldest.
+func shortenHistory(root *os.Root, dir string) error {
+	data, err := root.ReadFile(path.Join(dir, historyFile))
+	if err != nil {
+		return err
+	}
+	var kept [][]byte
+	size := 0
+	boots := map[string]bool{}
+	for _, e := range slices.Backward(parseHistory(data)) {
+		if key := e.ID + " " + e.Result; e.Verb == verbBoot {
+			if boots[key] {
+				continue
+			}
+			boots[key] = true
+		}
+		line, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		if size += len(line) + 1; size > maxHistory/2 {
+			break
+		}
+		kept = append(kept, line)
+	}
+	slices.Reverse(kept)
+	return atomicfile.Write(root, path.Join(dir, historyFile), append(bytes.Join(kept, []byte("\n")), '\n'), 0o644)
 }

@@ -19,6 +19,7 @@ type menu[D comparable] struct {
 		WithDefault(d D) []D
 		SetPinned(d D, pinned bool) error
 		SetHold(hold bool) error
+		Retain(keep func(D) bool)
 		Failure() (*stamp.Failure, error)
 	}
 	is    func(D, *deployment) bool
@@ -61,6 +62,11 @@ func (m *menu[D]) Remove(ctx context.Context, gone ...*deployment) error {
 		return err
 	}
 	return m.list.Write(ctx, list)
+}
+
+// Retain implements store.
+func (m *menu[D]) Retain(list deployments) {
+	m.list.Retain(func(b D) bool { return slices.ContainsFunc(list, func(d *deployment) bool { return m.is(b, d) }) })
 }
 
 // SetPinned implements store.

@@ -176,7 +176,7 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 	if err := h.store.CheckVerity(base, m.allowMissingVerity); err != nil {
 		return nil, err
 	}
-	if err := checkSpace(h.space(list, info)); err != nil {
+	if err := h.roomFor(ctx, list, info); err != nil {
 		return nil, err
 	}
 	root, err := h.store.Import(ctx, src, m.follow, "")
@@ -234,12 +234,19 @@ func (h *Host) alreadyAt(ctx context.Context, verb string, list deployments, d *
 
 // deploy makes the deployment and does what follows every change.
 func (h *Host) deploy(ctx context.Context, verb string, before deployments, r deployRequest) (*v1.Result, error) {
+	k := h.keeper(ctx, before)
+	stay, gone := k.behind(before, r.stateroot)
+	h.store.Retain(stay)
 	d, err := h.store.Deploy(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	h.changed(ctx, verb, before, d)
+	h.changed(ctx, verb, before, d, gone...)
+	if _, _, err := h.relieve(context.WithoutCancel(ctx), k); err != nil {
+		h.cfg.Log.Warn("older deployments were not removed; kedge cleanup does it", "error", err)
+	}
 	res := result(verb, d)
+	res.Warnings = k.warnings()
 	res.Etc = conflictsOf(etcChanges(d.etcChanges))
 	return res, nil
 }
@@ -254,14 +261,16 @@ func someOf(names []string) string {
 }
 
 // changed does what follows a commit point: history, holds, clean-up, published
-// status. Nothing of it can fail the operation, and Ctrl-C stops none of it.
-func (h *Host) changed(ctx context.Context, verb string, before deployments, d *deployment) {
+// status. Nothing of it can fail the operation, and Ctrl-C stops none of it. gone
+// are those of the deployments before of which it is known why they went.
+func (h *Host) changed(ctx context.Context, verb string, before deployments, d *deployment, gone ...goodbye) {
 	ctx = context.WithoutCancel(ctx)
 	entry := historyOf(verb, d)
 	if prev := before.next(); prev != nil {
 		entry.Previous = prev.id
 	}
 	h.record(entry)
+	h.recordMissing(before, gone)
 	h.chosen(ctx, verb, before, d)
 	_, err := h.store.Sweep(ctx)
 	if list, lerr := h.store.Deployments(); lerr == nil {

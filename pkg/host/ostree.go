@@ -163,7 +163,9 @@ func (s *ostreeStore) Deployments() (deployments, error) {
 			id: b.Stateroot + "/" + b.Name(), index: b.Index, root: b.Checksum, stateroot: b.Stateroot, serial: b.Serial,
 			booted: b.Booted, staged: b.Staged, foreign: b.Staged && !b.Ours, pinned: b.Pinned(),
 			downloadOnly: b.Held, origin: parseOrigin(b.Origin), kargs: b.Kargs(), counter: b.Counter(),
+			kernel: b.Bootcsum, made: modified(s.Root(), b.OriginPath()),
 		}
+		d.key = d.id
 		var err error
 		if d.image, err = s.image(b.Checksum); err != nil {
 			s.cfg.Log.Warn("the image of a deployment cannot be read", "deployment", d.id, "error", err)

@@ -69,9 +69,10 @@ func (h *Host) plan(ctx context.Context, o PlanOptions) (*v1.Plan, error) {
 			p.Problems = append(p.Problems, err.Error())
 		}
 		p.Space = append(p.Space, h.space(list, info)...)
+		h.planRetention(ctx, p, list, info)
 	}
 	for _, s := range p.Space {
-		if !s.Enough {
+		if !s.Enough && !mayMakeRoom(p) {
 			p.Problems = append(p.Problems, fmt.Sprintf("%s has too little space: %s", s.Path, spaceText(s)))
 		}
 	}

@@ -40,11 +40,18 @@ func (h *Host) Finalize(ctx context.Context) error {
 	if err != nil {
 		return wrap("finalize", err)
 	}
+	var gone []goodbye
+	if d := list.staged(); d != nil {
+		var stay deployments
+		stay, gone = h.keeper(ctx, list).behind(list, d.stateroot)
+		h.store.Retain(stay)
+	}
 	id, err := h.store.Finalize(ctx)
 	if err != nil || id == "" {
 		return wrap("finalize", err)
 	}
 	h.recordFinalized(list, id)
+	h.recordMissing(list, gone)
 	return nil
 }
 
@@ -70,11 +77,14 @@ func (h *Host) BootComplete(ctx context.Context) error {
 	if _, err := h.store.Sweep(ctx); err != nil {
 		h.cfg.Log.Warn("left-overs were not removed; kedge cleanup does it", "error", err)
 	}
+	if _, _, err := h.relieve(ctx, h.keeper(ctx, list)); err != nil {
+		h.cfg.Log.Warn("older deployments were not removed; kedge cleanup does it", "error", err)
+	}
 	return h.Publish(ctx)
 }
 
 func (h *Host) recordFinalized(before deployments, id string) {
-	entry := historyOf("finalize", before.staged())
+	entry := historyOf(verbFinalize, before.staged())
 	entry.ID, entry.Result = id, "done"
 	if d := before.current(); d != nil {
 		entry.Previous = d.id

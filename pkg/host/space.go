@@ -42,10 +42,7 @@ func (h *Host) space(list deployments, image *imageInfo) []v1.PlanSpace {
 			need += l.size * expansion / 2
 		}
 	}
-	rootPath, bootPath := h.cfg.Sysroot, filepath.Join(h.cfg.Sysroot, "boot")
-	if h.Booted() {
-		bootPath = filepath.Join(h.cfg.Machine, "boot")
-	}
+	rootPath, bootPath := h.cfg.Sysroot, h.bootPath()
 	root, err := fileSystem(h.root.Name())
 	if err != nil {
 		h.cfg.Log.Warn("the free space is not known", "path", rootPath, "error", err)
@@ -76,6 +73,14 @@ func (h *Host) space(list deployments, image *imageInfo) []v1.PlanSpace {
 		}
 	}
 	return spaces
+}
+
+// bootPath is where the boot directory is.
+func (h *Host) bootPath() string {
+	if h.Booted() {
+		return filepath.Join(h.cfg.Machine, "boot")
+	}
+	return filepath.Join(h.cfg.Sysroot, "boot")
 }
 
 // filesystem is what statfs and stat say.

@@ -118,6 +118,10 @@ type store interface {
 	// Deploy makes a root what the next boot takes and returns the deployment.
 	// On the booted host it is staged. It has a commit point.
 	Deploy(ctx context.Context, r deployRequest) (*deployment, error)
+	// Retain says what stays when a new deployment becomes the default, beside
+	// what always does: what runs, what the new one continues, what is pinned and
+	// what is of another stateroot.
+	Retain(list deployments)
 	// SetDefault makes a deployment that is there what the next boot takes; all
 	// others keep their order, and a staged one is discarded. It has a commit
 	// point.
