@@ -128,7 +128,7 @@ func install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, err
 		return nil, err
 	}
 	defer h.Close()
-	return h.install(ctx, src, follow, o, func(root string) error { return h.settleLoader(l, certain, o.Bootloader, root) })
+	return h.install(ctx, src, follow, o, func(root string) error { return h.settleLoader(ctx, l, certain, o.Bootloader, root) })
 }
 
 func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibridge.Reference, o InstallOptions, settle func(root string) error) (*v1.Result, error) {

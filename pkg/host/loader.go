@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -13,7 +14,6 @@ import (
 	"github.com/kedge-os/kedge/internal/mountns"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/boot/loader/esp"
-	"github.com/kedge-os/kedge/pkg/boot/loader/grub"
 	"github.com/kedge-os/kedge/pkg/boot/loader/sdboot"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -66,7 +66,7 @@ func findLoader(cfg Config, dir, stateDir string, truth bool) (loader.Loader, lo
 	switch name {
 	case loader.NameSystemdBoot:
 	case loader.NameGRUB:
-		l, err := cfg.openGRUB(false)
+		l, err := cfg.findGRUB()
 		return l, rec, err
 	default:
 		return loader.None{As: name}, rec, nil
@@ -130,43 +130,22 @@ func (c Config) openSystemdBoot() (loader.Loader, error) {
 	return sdboot.New(root, sdboot.Options{Logger: c.Log, Arch: runtime.GOARCH, NoSync: c.NoSync}), nil
 }
 
-// openGRUB opens the boot directory for a GRUB whose menu is generated. Where it
-// has none yet, GRUB reads boot entries itself, unless it is to get one.
-func (c Config) openGRUB(generate bool) (loader.Loader, error) {
-	dirs := []string{filepath.Join(c.Sysroot, "boot")}
-	if c.onMachine() {
-		dirs = []string{filepath.Join(c.Machine, "boot"), filepath.Join(c.Machine, "sysroot/boot")}
-	}
-	for _, dir := range dirs {
-		boot, err := os.OpenRoot(dir)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if !generate && !grub.InUse(boot) {
-			_ = boot.Close()
-			continue
-		}
-		o := grub.Options{Logger: c.Log, NoSync: c.NoSync}
-		if !c.onMachine() {
-			if o.Host, err = os.OpenRoot(c.Machine); err != nil {
-				_ = boot.Close()
-				return nil, err
-			}
-		}
-		return grub.New(boot, o), nil
-	}
-	return loader.None{As: loader.NameGRUB}, nil
-}
-
 // chooseLoader says which boot loader an installation gets, before anything is
 // written. l is what it reads, nil for None, and is the caller's to close.
 // certain is false where that depends on the image having the loader's program.
 func chooseLoader(cfg Config, name string) (l loader.Loader, certain bool, err error) {
-	if name == loader.NameNone || name == loader.NameGRUB {
+	if name == loader.NameNone {
 		return nil, true, nil
+	}
+	if name == loader.NameGRUB {
+		root, err := cfg.openESP(true)
+		if err == nil {
+			_ = root.Close()
+		}
+		if fault.KindOf(err) == fault.NotFound {
+			err = nil
+		}
+		return nil, true, err
 	}
 	l, err = cfg.openSystemdBoot()
 	if auto := name != loader.NameSystemdBoot; auto {
@@ -181,12 +160,9 @@ func chooseLoader(cfg Config, name string) (l loader.Loader, certain bool, err e
 
 // settleLoader records the boot loader of an installation whose image is root and
 // gives it to the store, which has no deployment yet.
-func (h *Host) settleLoader(l loader.Loader, certain bool, name, root string) error {
+func (h *Host) settleLoader(ctx context.Context, l loader.Loader, certain bool, name, root string) error {
 	if name == loader.NameGRUB {
-		reads, err := h.hasOne(root, grub.ReadsEntries)
-		if err == nil && !reads {
-			l, err = h.cfg.openGRUB(true)
-		}
+		l, err := h.installGRUB(ctx, root)
 		return h.recordLoader(name, l, err)
 	}
 	has, err := h.hasOne(root, sdboot.Sources(runtime.GOARCH))

@@ -39,6 +39,15 @@ type Options struct {
 	// Host is the root of the running machine, nil where it booted from this boot
 	// directory (bootdir.Sync).
 	Host *os.Root
+	// ESP is the EFI system partition, which has GRUB's program; nil: the program
+	// is somebody else's to look after.
+	ESP  *os.Root
+	Arch string // of the firmware as Go names it ("amd64")
+	// Place has Update install the program; nil: it brings one up to date that was
+	// installed.
+	Place *Place
+	// Entries: GRUB reads boot entries, and no menu is generated.
+	Entries bool
 	// NoSync leaves out every flush, for tests.
 	NoSync bool
 }
@@ -58,9 +67,9 @@ func New(boot *os.Root, o Options) *Loader {
 	return &Loader{None: loader.None{As: loader.NameGRUB}, opts: o, boot: boot}
 }
 
-// ReadsEntries are paths of which an image has one whose GRUB reads boot entries
+// EntriesSources are paths of which an image has one whose GRUB reads boot entries
 // itself: the module, or the names that GRUB's programs have in Fedora's family.
-var ReadsEntries = []string{
+var EntriesSources = []string{
 	"usr/lib/grub/x86_64-efi/blscfg.mod", "usr/lib/grub/i386-pc/blscfg.mod", "usr/lib/grub/arm64-efi/blscfg.mod",
 	"usr/bin/grub2-editenv", "usr/sbin/grub2-install", "usr/lib/bootupd/grub2-static",
 }
@@ -71,16 +80,28 @@ func InUse(boot *os.Root) bool {
 	return err == nil
 }
 
+// ReadsEntries reports whether a boot directory has the configuration that Update
+// makes for a GRUB that reads boot entries.
+func ReadsEntries(boot *os.Root) bool {
+	_, err := boot.Lstat(entriesConfig)
+	return err == nil
+}
+
 // Close implements loader.Loader.
 func (l *Loader) Close() {
 	_ = l.boot.Close()
-	if l.opts.Host != nil {
-		_ = l.opts.Host.Close()
+	for _, root := range []*os.Root{l.opts.Host, l.opts.ESP} {
+		if root != nil {
+			_ = root.Close()
+		}
 	}
 }
 
 // Commit implements loader.Loader. The commit point is the rename of the fragment.
 func (l *Loader) Commit(ctx context.Context, m loader.Menu) error {
+	if l.opts.Entries {
+		return nil
+	}
 	text, err := Encode(m.Items)
 	if err != nil {
 		return err

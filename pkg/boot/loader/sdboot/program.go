@@ -5,16 +5,13 @@ import (
 	"debug/pe"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
+	"github.com/kedge-os/kedge/pkg/boot/bootdir"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -135,7 +132,7 @@ func (l *Loader) Update(image fs.FS) (bool, error) {
 		case known && bls.CompareVersions(old, version) >= 0:
 			continue
 		}
-		if err := l.replace(target, program); err != nil {
+		if err := bootdir.ReplaceOnFAT(l.opts.Programs, target, program, l.opts.NoSync); err != nil {
 			return changed, fmt.Errorf("install systemd-boot: %w", err)
 		}
 		l.log.Info("boot loader installed", "file", target, "version", version, "before", old)
@@ -173,48 +170,4 @@ func (l *Loader) settle() (changed bool, err error) {
 		changed = true
 	}
 	return changed, nil
-}
-
-// replace gives a file its new content at one instant: the new one is written
-// beside it and flushed, and takes over the name.
-//
-// On FAT a rename over a file changes the one directory slot that says where the
-// content is: one sector. The old content's clusters are given free when nobody
-// has the file open any more; it is held open here until the slot is on the
-// disk, or a power cut could leave a name that leads to free clusters. The
-// temporary name's slot is in the same sector, since these directories hold a
-// handful of short names: it goes with the same write.
-func (l *Loader) replace(name string, data []byte) error {
-	root, dir := l.opts.Programs, path.Dir(name)
-	if err := root.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	tmp := path.Join(dir, "KEDGE.TMP")
-	if err := root.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	if _, err = io.Copy(f, bytes.NewReader(data)); err == nil && !l.opts.NoSync {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		_ = root.Remove(tmp)
-		if errors.Is(err, unix.ENOSPC) {
-			err = fault.New(fault.NoSpace, "free space on the EFI system partition", "%w", err)
-		}
-		return err
-	}
-	if old, err := root.Open(name); err == nil {
-		defer old.Close()
-	}
-	if err := root.Rename(tmp, name); err != nil {
-		return err
-	}
-	if l.opts.NoSync {
-		return nil
-	}
-	return atomicfile.SyncDir(root, dir)
 }

@@ -1,0 +1,147 @@
+package boot
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kedge-os/kedge/internal/lab"
+	"github.com/kedge-os/kedge/pkg/host"
+	"github.com/kedge-os/kedge/pkg/ocibridge"
+)
+
+// TestGRUBOSTree and TestGRUBComposefs are the story of a host that its firmware
+// boots with Debian's shim and GRUB, as the image ships them, and the menu that
+// kedge generates for it.
+func TestGRUBOSTree(t *testing.T) {
+	t.Parallel()
+	nightlyOnly(t, "three boots by the firmware, ten minutes")
+	theWorld(t).grubStory(t, "ostree", "ext4")
+}
+
+// TestGRUBComposefs is that of the composefs backend.
+func TestGRUBComposefs(t *testing.T) {
+	t.Parallel()
+	nightlyOnly(t, "three boots by the firmware, ten minutes")
+	w, _ := sealedWorld(t)
+	w.grubStory(t, "composefs", "ext4 -O verity")
+}
+
+func (w *world) grubStory(t *testing.T, backend, fs string) {
+	lab.Need(t, "sfdisk", "mkfs.vfat", "fsck.fat", "mcopy")
+	w.buildHostImage(t, "os:grub-host", "one")
+	w.buildGRUB(t, "os:grub-one", "os:grub-host")
+	w.build(t, "os:grub-two", "FROM "+w.Registry.Repo("os:grub-one")+`
+RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10-lab.toml
+`)
+	path := filepath.Join(w.Dir, t.Name()+".img")
+	disk, err := lab.NewFirmwareDisk(t.Context(), path, fs, 6<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(path) })
+	w.installGRUB(t, disk, "os:grub-one", backend)
+	checkGRUB(t, disk)
+
+	m := w.machine(t, disk)
+	m.Firmware, m.BootTimeout = true, scriptTimeout
+	g := start(t, m)
+	check := func(marker string) {
+		t.Helper()
+		g.want("the image is booted", "cat /usr/share/marker", marker)
+		g.want("its kernel argument is there", "grep -o 'lab.image=[a-z]*' /proc/cmdline", "lab.image="+marker)
+		g.want("GRUB loaded the kernel", "grep -o '^BOOT_IMAGE=' /proc/cmdline", "BOOT_IMAGE=")
+		g.want("no unit of kedge failed", "systemctl list-units --failed --no-legend 'kedge*'", "")
+		out := g.sh("kedge status --json")
+		for _, want := range []string{`"name": "grub"`, `"state": "unsupported"`, "does not "} {
+			if !strings.Contains(out, want) {
+				t.Errorf("kedge status does not say %s:\n%s", want, out)
+			}
+		}
+		if backend == "ostree" {
+			g.checkHealth()
+		} else {
+			g.want("the root is an image", "findmnt --noheadings --output SOURCE / | cut -d: -f1", "composefs")
+		}
+	}
+	check("one")
+	g.kedge("switch " + w.Registry.GuestRepo("os:grub-two"))
+	g = g.reboot(m)
+	check("two")
+	g.kedge("rollback")
+	g = g.reboot(m)
+	check("one")
+	if err := g.Shutdown("poweroff", 3*time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	checkGRUB(t, disk)
+}
+
+// buildGRUB builds ref from base with what Debian's packages shim-signed and
+// grub-efi-amd64-signed hold.
+func (w *world) buildGRUB(t *testing.T, ref, base string) {
+	t.Helper()
+	dir, err := lab.Make(t.Context(), "grub.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]string{}
+	containerfile := "FROM " + w.Registry.Repo(base) + "\n"
+	for _, name := range []string{"shim/shimx64.efi.signed", "shim/mmx64.efi.signed", "grub/x86_64-efi-signed/grubx64.efi.signed"} {
+		text, err := os.ReadFile(filepath.Join(dir, "usr/lib", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[filepath.Base(name)] = string(text)
+		containerfile += "COPY " + filepath.Base(name) + " /usr/lib/" + name + "\n"
+	}
+	if err := w.Build(t.Context(), ref, containerfile, files); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *world) installGRUB(t *testing.T, disk *lab.Disk, ref, backend string) {
+	t.Helper()
+	policy := filepath.Join(t.TempDir(), "policy.json")
+	if err := os.WriteFile(policy, []byte(`{"default": [{"type": "insecureAcceptAnything"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := disk.WithFirmware(t.Context(), func(root string) error {
+		cfg := host.Config{
+			Sysroot: root, AnyESP: true, Images: ocibridge.Options{RegistriesConf: w.Conf, PolicyFile: policy},
+			Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		}
+		_, err := host.Install(t.Context(), cfg, host.InstallOptions{
+			Image: w.Registry.Repo(ref), TargetImage: w.Registry.GuestRepo(ref), Backend: backend, Bootloader: "grub",
+			Kargs:              append(strings.Fields(lab.EmulatorOptions+",apparmor"), rootArgs...),
+			AllowMissingVerity: true,
+		})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkGRUB looks at the EFI system partition of a machine that is down.
+func checkGRUB(t *testing.T, disk *lab.Disk) {
+	t.Helper()
+	dir, fsck, err := disk.ESP(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatalf("the EFI system partition: %v\n%s", err, fsck)
+	}
+	for _, name := range []string{"EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/grubx64.efi", "EFI/debian/shimx64.efi", "EFI/debian/grubx64.efi"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, name := range []string{"EFI/BOOT/grub.cfg", "EFI/debian/grub.cfg"} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil || !strings.Contains(string(text), "search --no-floppy --fs-uuid") {
+			t.Errorf("%s is %q, %v", name, text, err)
+		}
+	}
+}
