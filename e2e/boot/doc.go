@@ -6,4 +6,7 @@
 // images in the world that they share have names of their own. Everything is
 // real: Debian packages, podman build, a registry on this machine's loopback,
 // systemd, ostree's own prepare-root.
+//
+// Stories start in the order of the files' names: the longest come first, so that
+// none of them is alone at the end.
 package boot
