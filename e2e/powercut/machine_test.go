@@ -190,7 +190,9 @@ systemctl daemon-reload; systemctl stop ` + finalizer + ` || true`)
 	m.sh("rm -r /run/systemd/system/" + finalizer + ".service.d && systemctl daemon-reload && systemctl reset-failed " + finalizer)
 
 	for _, delay := range []string{"0.1", "0.4"} {
-		m.sh("systemctl start " + finalizer + "; systemctl stop --no-block " + finalizer + "; sleep " + delay + `
+		m.sh("systemctl start " + finalizer + "; systemctl stop --no-block " + finalizer + `
+while [ "$(systemctl show -P ControlPID ` + finalizer + `)" = 0 ]; do sleep 0.05; done
+sleep ` + delay + `
 systemctl kill --signal=KILL --kill-whom=all ` + finalizer + `
 while [ "$(systemctl is-active ` + finalizer + `)" = deactivating ]; do sleep 0.1; done`)
 		m.want("kill -9 ended the finalisation", "systemctl show -P Result "+finalizer, "signal")
