@@ -16,6 +16,9 @@ import (
 // maxProgram bounds one of GRUB's or shim's programs; they have 1 to 4 MB.
 const maxProgram = 32 << 20
 
+// maxFiles bounds a tree for the partition; Fedora's have about ten.
+const maxFiles = 64
+
 // names are the architectures as GRUB and EFI spell them.
 var names = map[string]struct{ grub, efi string }{
 	"amd64": {"x86_64-efi", "x64"}, "arm64": {"arm64-efi", "aa64"}, "386": {"i386-efi", "ia32"},
@@ -103,6 +106,9 @@ func (p *programs) addTree(image fs.FS, tree string) error {
 	return fs.WalkDir(image, tree, func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
+		}
+		if len(p.files) == maxFiles {
+			return fault.New(fault.Corrupt, "the image has to be repaired", "%s has more than %d files", tree, maxFiles)
 		}
 		data, err := readProgram(image, name)
 		if err != nil {
