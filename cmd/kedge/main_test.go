@@ -276,6 +276,8 @@ func TestSession(t *testing.T) {
 		{"image push", 2, ""},
 		{"image push localhost:1/os:mine", 4, ""},
 		{"history", 0, "install"},
+		{"history --deployments", 0, "more than 2 deployments (keep)"},
+		{"cleanup --dry-run", 0, "No deployment would be removed."},
 		{"cleanup", 0, "Removed"},
 		{"fsck", 0, "Checked"},
 	} {

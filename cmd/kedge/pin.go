@@ -15,7 +15,7 @@ func cmdPin(e *env) *cli.Command {
 		Name:        "pin",
 		Usage:       "keep a deployment until it is unpinned",
 		ArgsUsage:   "INDEX",
-		Description: "A pinned deployment stays in the boot menu whatever is deployed after it.",
+		Description: "A pinned deployment stays in the boot menu whatever is deployed after it, and whatever the\nretention policy says.",
 		UsageText:   "kedge pin 0",
 		Action:      pinAction(e, true),
 	}
@@ -26,7 +26,7 @@ func cmdUnpin(e *env) *cli.Command {
 		Name:        "unpin",
 		Usage:       "let a pinned deployment go",
 		ArgsUsage:   "INDEX",
-		Description: "The deployment is removed when it is neither booted, next nor the one to roll back to.",
+		Description: "The deployment goes when the retention policy says so: by default when it is neither booted,\nnext nor the one to roll back to.",
 		UsageText:   "kedge unpin 2",
 		Action:      pinAction(e, false),
 	}

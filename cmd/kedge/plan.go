@@ -82,6 +82,9 @@ func planText(p *v1.Plan) string {
 		}
 		line("space", "%s needs %s, has %s: %s", s.Path, size(s.Needed), size(s.Free), verdict)
 	}
+	for _, d := range p.Removes {
+		line("removes", "%s", removedText(d))
+	}
 	effect := "at once"
 	if p.Staged {
 		effect = "at the next reboot"
