@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Disk is a raw disk image that holds one file system and no partition table:
@@ -79,12 +80,29 @@ func withMount(ctx context.Context, image, dir string, fn func() error) (err err
 	if _, err := Command(ctx, "mount", "-o", "loop", image, dir); err != nil {
 		return err
 	}
-	defer func() {
-		// A cancelled test must not leave its mounts behind.
-		_, uerr := Command(context.WithoutCancel(ctx), "umount", dir)
-		err = errors.Join(err, uerr)
-	}()
+	defer func() { err = errors.Join(err, unmount(ctx, image, dir)) }()
 	return fn()
+}
+
+// unmount unmounts an image and waits until nobody has it: a program that got a
+// mount namespace of its own meanwhile keeps the file system until it ends, and
+// would write to it while a machine runs from the image.
+func unmount(ctx context.Context, image, dir string) error {
+	// A cancelled test must not leave its mounts behind.
+	ctx = context.WithoutCancel(ctx)
+	if _, err := Command(ctx, "umount", dir); err != nil {
+		return err
+	}
+	const patience = 2 * time.Minute
+	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		loops, err := Command(ctx, "losetup", "--associated", image)
+		if err != nil || loops == "" {
+			return err
+		}
+		if time.Since(began) > patience {
+			return fmt.Errorf("%s is unmounted, but another mount namespace has it still:\n%s", image, loops)
+		}
+	}
 }
 
 // Mounted returns the directory of a new file system of the kind fs, which is
@@ -103,7 +121,7 @@ func Mounted(t testing.TB, fs string, size int64) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if _, err := Command(context.Background(), "umount", dir); err != nil {
+		if err := unmount(t.Context(), disk.Path, dir); err != nil {
 			t.Error(err)
 		}
 	})

@@ -63,10 +63,7 @@ func (d *Disk) WithFirmware(ctx context.Context, fn func(root string) error) (er
 	if _, err := Command(ctx, "mount", "-o", fmt.Sprintf("loop,offset=%d", espStart+espSize), d.Path, root); err != nil {
 		return err
 	}
-	defer func() {
-		_, uerr := Command(context.WithoutCancel(ctx), "umount", root)
-		err = errors.Join(err, uerr)
-	}()
+	defer func() { err = errors.Join(err, unmount(ctx, d.Path, root)) }()
 	esp := filepath.Join(root, "efi")
 	if err := os.Mkdir(esp, 0o755); err != nil {
 		return err
