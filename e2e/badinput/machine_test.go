@@ -202,11 +202,17 @@ func interrupt(t *testing.T, b offline.Backend) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	<-asked
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case <-asked:
+	case err := <-ended:
+		t.Fatalf("kedge did not ask for the layer: %v\n%s", err, errs.String())
+	}
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	_ = cmd.Wait()
+	<-ended
 	answer{cmd.ProcessState.ExitCode(), errs.String()}.refuse(t, fault.Interrupted)
 	after := offline.List(t, w.sysroot)
 	// Layers that were fetched whole are kept for the next try.
