@@ -323,13 +323,19 @@ func (g *Guest) Shutdown(verb string, timeout time.Duration) error {
 	if _, err := g.conn.Write([]byte(request)); err != nil {
 		return g.orExit(err)
 	}
+	return g.WaitDown(timeout)
+}
+
+// WaitDown waits until the machine is down. One that reboots by itself is, until
+// the next Boot.
+func (g *Guest) WaitDown(timeout time.Duration) error {
 	select {
 	case <-g.exited:
 		return g.err
 	case <-time.After(timeout):
 		tail := g.ConsoleTail(25)
 		g.Kill()
-		return fmt.Errorf("the guest was not down %s after %s; the console ends with:\n%s", timeout, verb, tail)
+		return fmt.Errorf("the guest was not down after %s; the console ends with:\n%s", timeout, tail)
 	}
 }
 
