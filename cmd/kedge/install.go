@@ -23,7 +23,7 @@ func (o *installOptions) AddFlags() []cli.Flag {
 		&cli.StringFlag{Name: "stateroot", Value: "default", Usage: "keep /var in stateroot `NAME`", Destination: &o.Stateroot},
 		&cli.StringSliceFlag{Name: "karg", Usage: "boot with kernel argument `K=V`; may be repeated", Destination: &o.Kargs},
 		&cli.StringFlag{Name: "bootloader", Value: "auto", Usage: "install boot loader `NAME`: systemd-boot, grub, none or auto", Destination: &o.Bootloader},
-		&cli.StringFlag{Name: "backend", Value: host.AutoBackend, Usage: "keep roots with `NAME`: ostree, composefs, or auto (as DIR is, else ostree)", Destination: &o.Backend},
+		&cli.StringFlag{Name: "backend", Value: host.AutoBackend, Usage: "keep roots with `NAME`: ostree, composefs, or auto (what DIR has, else the image)", Destination: &o.Backend},
 		&cli.BoolFlag{Name: "allow-missing-verity", Usage: "accept a file system without fs-verity, and record that", Destination: &o.AllowMissingVerity},
 	}
 }
@@ -45,6 +45,8 @@ func cmdInstall(e *env) *cli.Command {
 				"kernels and boot entries, to the EFI system partition, which is mounted at DIR/efi or\n" +
 				"DIR/boot/efi. With grub or none, boot entries are written to DIR/boot/loader for a loader\n" +
 				"that you bring and that reads them there.\n\n" +
+				"With --backend auto, a DIR that has a backend keeps it; a new one gets what the image's label\n" +
+				"io.kedge.backend says, else composefs for an image that only that one boots, else ostree.\n\n" +
 				"The composefs backend keeps roots as images that fs-verity guards: the file system must have\n" +
 				"it (mkfs.ext4 -O verity), and the image's initramfs kedge-initramfs or bootc-root-setup.\n\n" +
 				"The kernel finds its root by the arguments given with --karg and by those in the image's\n" +

@@ -30,6 +30,10 @@ const (
 
 var composefsBackend = &backend{
 	name: "composefs", dir: "state/deploy", marker: "run/composefs/staged-deployment", own: []string{composefsDir, "state"},
+	needs: requirement{
+		"kedge-initramfs or bootc-root-setup", "the initramfs may lack it too, and the image then does not boot",
+		[]string{"usr/lib/kedge/kedge-initramfs", "usr/lib/bootc/initramfs-setup", "usr/lib/systemd/system/bootc-root-setup.service"},
+	},
 	initialise: initialiseComposefs,
 	open:       openComposefs,
 }
@@ -138,14 +142,6 @@ func (s *composefsStore) KernelDirs() string { return imageroot.KernelDirs }
 
 // Problems implements store.
 func (s *composefsStore) Problems() []error { return s.sysroot.Problems() }
-
-// Needs implements store.
-func (s *composefsStore) Needs() requirement {
-	return requirement{
-		"kedge-initramfs or bootc-root-setup", "the initramfs may lack it too, and the image then does not boot",
-		[]string{"usr/lib/kedge/kedge-initramfs", "usr/lib/bootc/initramfs-setup", "usr/lib/systemd/system/bootc-root-setup.service"},
-	}
-}
 
 // Warnings implements store.
 func (s *composefsStore) Warnings(list deployments) (warnings []string) {

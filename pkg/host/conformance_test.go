@@ -472,4 +472,4 @@ func (n *normaliser) value(v any) any {
 }
 
 // needs are the requirements of the backends.
-var needs = map[string]requirement{"ostree": (&ostreeStore{}).Needs(), "composefs": (&composefsStore{}).Needs()}
+var needs = map[string]requirement{"ostree": ostreeBackend.needs, "composefs": composefsBackend.needs}

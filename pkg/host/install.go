@@ -47,32 +47,6 @@ func (o InstallOptions) check() error {
 	return checkKargs(o.Kargs)
 }
 
-// backend returns the one to install: a directory that has one keeps it.
-func (o InstallOptions) backend(cfg Config) (*backend, error) {
-	there, err := findBackend(cfg)
-	if fault.KindOf(err) == fault.NotFound || errors.Is(err, fs.ErrNotExist) {
-		there, err = nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case o.Backend != "" && o.Backend != AutoBackend:
-		b, err := backendNamed(o.Backend)
-		if err == nil && there != nil && there != b {
-			return nil, fault.New(fault.Conflict, "use an empty directory or a file system that was just made",
-				"%s is a sysroot of the %s backend", cfg.Sysroot, there.name)
-		}
-		return b, err
-	case there != nil:
-		return there, nil
-	}
-	return backends[0], nil
-}
-
-// AutoBackend is the Backend that a directory has already, else ostree.
-const AutoBackend = "auto"
-
 // Install makes the directory cfg.Sysroot a sysroot that boots an image. A
 // sysroot that has deployments already is a Conflict; what an interrupted
 // installation left is continued. The commit point is boot.Write's.
@@ -120,6 +94,29 @@ func install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, err
 		return nil, err
 	}
 	defer cfg.closeQuietly(src)
+	if b == nil {
+		if b, o.Backend, err = backendFor(src.Labels); err != nil {
+			return nil, err
+		}
+	}
+	settle := func(h *Host, root string) error { return h.settleLoader(ctx, l, certain, o.Bootloader, root) }
+	r, err := installOn(ctx, cfg, b, src, follow, o, settle)
+	if !errors.Is(err, errForComposefs) {
+		return r, err
+	}
+	cfg.Progress.Step(v1.TaskImporting, "Beginning anew: "+err.Error())
+	if err := discardOSTree(cfg); err != nil {
+		return nil, err
+	}
+	return installOn(ctx, cfg, composefsBackend, src, follow, o, settle)
+}
+
+// installOn installs on a backend. errForComposefs where the image is to choose
+// it, and is made for the other one.
+func installOn(ctx context.Context, cfg Config, b *backend, src *ocibridge.Source, follow ocibridge.Reference, o InstallOptions, settle func(h *Host, root string) error) (*v1.Result, error) {
+	if err := removeDiscarded(cfg); err != nil {
+		return nil, err
+	}
 	if err := b.initialise(cfg, o); err != nil {
 		return nil, err
 	}
@@ -128,10 +125,10 @@ func install(ctx context.Context, cfg Config, o InstallOptions) (*v1.Result, err
 		return nil, err
 	}
 	defer h.Close()
-	return h.install(ctx, src, follow, o, func(root string) error { return h.settleLoader(ctx, l, certain, o.Bootloader, root) })
+	return h.install(ctx, src, follow, o, settle)
 }
 
-func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibridge.Reference, o InstallOptions, settle func(root string) error) (*v1.Result, error) {
+func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibridge.Reference, o InstallOptions, settle func(h *Host, root string) error) (*v1.Result, error) {
 	list, unlock, err := h.lockList(ctx)
 	if err != nil {
 		return nil, err
@@ -159,7 +156,16 @@ func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibri
 	if err != nil {
 		return nil, err
 	}
-	if err := settle(root); err != nil {
+	if o.auto() && h.backend == ostreeBackend {
+		other, err := h.forComposefs(root)
+		if err != nil {
+			return nil, err
+		}
+		if other {
+			return nil, errForComposefs
+		}
+	}
+	if err := settle(h, root); err != nil {
 		return nil, err
 	}
 	h.cfg.Progress.Step(v1.TaskStaging, "Deploying the image")
@@ -180,7 +186,7 @@ func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibri
 }
 
 // checkTarget refuses a directory in which something lives that is neither a
-// sysroot nor a file system's own.
+// sysroot of the backend (nil: of any) nor a file system's own.
 func checkTarget(dir string, b *backend) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -189,7 +195,15 @@ func checkTarget(dir string, b *backend) error {
 	if err != nil {
 		return fault.New(fault.KindOf(err), "", "read %s: %w", dir, err)
 	}
-	own := append([]string{"lost+found", "boot", "efi"}, b.own...)
+	own := []string{"lost+found", "boot", "efi", discardedDir}
+	sysroot := false
+	for _, o := range backends {
+		if b == nil || b == o {
+			own = append(own, o.own...)
+			_, err := os.Stat(filepath.Join(dir, o.dir))
+			sysroot = sysroot || err == nil
+		}
+	}
 	for _, e := range entries {
 		if !slices.Contains(own, e.Name()) {
 			return fault.New(fault.Conflict, "use an empty directory or a file system that was just made",
@@ -207,7 +221,7 @@ func checkTarget(dir string, b *backend) error {
 		return nil
 	}
 	for _, e := range entries {
-		if _, err := os.Stat(filepath.Join(dir, b.dir)); err == nil {
+		if sysroot {
 			break
 		}
 		if strings.HasPrefix(e.Name(), "vmlinuz") || strings.HasPrefix(e.Name(), "initr") {

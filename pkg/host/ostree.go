@@ -24,6 +24,10 @@ const stateDir = "ostree/kedge"
 
 var ostreeBackend = &backend{
 	name: "ostree", dir: "ostree/deploy", marker: "run/ostree/staged-deployment", own: []string{"ostree"},
+	needs: requirement{
+		"ostree-prepare-root", "the initramfs may lack it too, and the image then does not boot",
+		[]string{"usr/lib/ostree/ostree-prepare-root"},
+	},
 	initialise: func(cfg Config, _ InstallOptions) error { return initialise(cfg.Sysroot) },
 	open:       openOSTree,
 }
@@ -91,11 +95,6 @@ func (s *ostreeStore) Warnings(deployments) []string { return nil }
 // CheckVerity implements store. Whether an image wants fs-verity is known when it
 // is there, and is looked at then.
 func (s *ostreeStore) CheckVerity(*deployment, bool) error { return nil }
-
-// Needs implements store.
-func (s *ostreeStore) Needs() requirement {
-	return requirement{"ostree-prepare-root", "the initramfs may lack it too, and the image then does not boot", []string{"usr/lib/ostree/ostree-prepare-root"}}
-}
 
 // Lock implements store. The lock is libostree's.
 func (s *ostreeStore) Lock(ctx context.Context) error {

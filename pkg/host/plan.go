@@ -149,14 +149,6 @@ var packageManagers = []string{"dnf5", "dnf", "microdnf", "apt-get", "zypper", "
 // missing returns what a root lacks and what will therefore not work in it.
 func (h *Host) missing(list deployments, has func(string) (bool, error)) ([]v1.PlanMissing, error) {
 	missing := []v1.PlanMissing{}
-	anyOf := func(paths ...string) (bool, error) {
-		for _, p := range paths {
-			if ok, err := has(p); ok || err != nil {
-				return ok, err
-			}
-		}
-		return false, nil
-	}
 	bin := func(names ...string) (paths []string) {
 		for _, n := range names {
 			paths = append(paths, "usr/bin/"+n, "usr/sbin/"+n)
@@ -167,9 +159,9 @@ func (h *Host) missing(list deployments, has func(string) (bool, error)) ([]v1.P
 		{"kedge", h.withoutKedge(list), bin("kedge")},
 		{"bootc", "bootc commands do not work there", bin("bootc")},
 		{"a package manager", "packages cannot be looked up or added there", bin(packageManagers...)},
-		h.store.Needs(),
+		h.backend.needs,
 	} {
-		ok, err := anyOf(c.paths...)
+		ok, err := c.met(has)
 		if err != nil {
 			return nil, err
 		}

@@ -98,8 +98,6 @@ type store interface {
 	SameContent(a, b *fstree.Inode) (bool, error)
 	// OpenFile opens a regular file of a Tree that was read from this store.
 	OpenFile(n *fstree.Inode) (io.ReadCloser, error)
-	// Needs is what an image must bring to boot from this backend.
-	Needs() requirement
 	// KernelDirs matches the directories of kernels beneath the boot directory.
 	KernelDirs() string
 
@@ -187,6 +185,16 @@ type requirement struct {
 	paths             []string
 }
 
+// met reports whether one of the paths is there.
+func (r requirement) met(has func(path string) (bool, error)) (bool, error) {
+	for _, p := range r.paths {
+		if ok, err := has(p); ok || err != nil {
+			return ok, err
+		}
+	}
+	return false, nil
+}
+
 // backend is a kind of store.
 type backend struct {
 	name string
@@ -198,6 +206,8 @@ type backend struct {
 	// own are the names that a sysroot may have at its top beside a new file
 	// system's.
 	own []string
+	// needs is what an image must bring to boot from the backend.
+	needs requirement
 	// initialise makes cfg.Sysroot a sysroot without deployments. What is there
 	// of one already stays.
 	initialise func(cfg Config, o InstallOptions) error
