@@ -84,6 +84,18 @@ func parseMount(line string) (m mount, ok bool) {
 // unescape undoes the kernel's spelling of names.
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace
 
+// IsFAT reports whether a device has a FAT file system: by its boot sector.
+func IsFAT(device io.ReaderAt) (bool, error) {
+	sector := make([]byte, 512)
+	if _, err := device.ReadAt(sector, 0); errors.Is(err, io.EOF) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("read the boot sector: %w", err)
+	}
+	signed := sector[510] == 0x55 && sector[511] == 0xaa
+	return signed && (string(sector[54:57]) == "FAT" || string(sector[82:85]) == "FAT"), nil
+}
+
 // UUID returns the UUID of an ext2, ext3, ext4, xfs or btrfs file system in lower
 // case; NotFound for any other.
 func UUID(device io.ReaderAt) (string, error) {

@@ -11,6 +11,7 @@ import (
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/internal/atomicfile"
+	"github.com/kedge-os/kedge/internal/blockdev"
 	"github.com/kedge-os/kedge/internal/mountns"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/boot/loader/esp"
@@ -71,7 +72,7 @@ func findLoader(cfg Config, dir, stateDir string, truth bool) (loader.Loader, lo
 	default:
 		return loader.None{As: name}, rec, nil
 	}
-	l, err := cfg.openSystemdBoot()
+	l, err := cfg.openSystemdBoot(rec.Extended)
 	if err != nil && !truth {
 		// What boots is in /boot too; whoever only looks needs no more.
 		return loader.Lost{As: name, Err: err}, rec, nil
@@ -105,29 +106,85 @@ func (c Config) hasSystemdBoot() bool {
 	return sdboot.Installed(root, runtime.GOARCH)
 }
 
-func (c Config) openESP(write bool) (*os.Root, error) {
+func (c Config) openESP(write bool) (*os.Root, error) { return esp.Open(c.espOptions(write)) }
+
+func (c Config) espOptions(write bool) esp.Options {
 	o := esp.Options{Dir: c.Sysroot, Write: write, AnyFilesystem: c.AnyESP}
 	if c.onMachine() {
 		o.Dir, o.Firmware = c.Machine, c.firmware()
 	}
+	o.Machine, o.Disk = c.Machine, c.searched()
 	// Nobody else's mounts are changed.
 	private, err := mountns.Private()
 	o.Remount = write && private && err == nil
-	return esp.Open(o)
+	return o
+}
+
+// hasExtended reports whether the disk has an extended boot loader partition that
+// systemd-boot reads.
+func (c Config) hasExtended() (bool, error) {
+	root, err := esp.OpenExtended(c.espOptions(true))
+	if root == nil || err != nil {
+		return false, err
+	}
+	return true, root.Close()
+}
+
+// searched is the directory whose disks have the boot partitions of the sysroot,
+// "" for none: a file system that is mounted for it, and not on a disk that the
+// machine itself runs from.
+func (c Config) searched() string {
+	if c.onMachine() {
+		return c.Sysroot
+	}
+	disks := func(dir string) ([]string, error) {
+		place, err := blockdev.Find(dir)
+		if err == nil && place.Path != "/" {
+			err = fault.New(fault.NotFound, "", "%s is not mounted", dir)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return blockdev.Disks(c.Machine, place.Device)
+	}
+	theirs, err := disks(c.Sysroot)
+	if err != nil {
+		return ""
+	}
+	own, _ := disks(c.Machine)
+	if slices.ContainsFunc(theirs, func(d string) bool { return slices.Contains(own, d) }) {
+		return ""
+	}
+	return c.Sysroot
 }
 
 // canBless reports whether systemd-bless-boot finds the boot entry of the running
 // machine: it does not look further than where partitions are mounted.
 func (c Config) canBless() bool {
-	return !c.firmware().SystemdBoot() || esp.Mounted(c.Machine, c.AnyESP)
+	return !c.firmware().SystemdBoot() || esp.Blessable(c.espOptions(false))
 }
 
-func (c Config) openSystemdBoot() (loader.Loader, error) {
-	root, err := c.openESP(c.Write || !c.onMachine())
+// openSystemdBoot opens the EFI system partition; with extended, kernels and
+// entries are on the extended boot loader partition.
+func (c Config) openSystemdBoot(extended bool) (loader.Loader, error) {
+	write := c.Write || !c.onMachine()
+	root, err := c.openESP(write)
 	if err != nil {
 		return nil, err
 	}
-	return sdboot.New(root, sdboot.Options{Logger: c.Log, Arch: runtime.GOARCH, NoSync: c.NoSync}), nil
+	o := sdboot.Options{Logger: c.Log, Arch: runtime.GOARCH, NoSync: c.NoSync}
+	if !extended {
+		return sdboot.New(root, o), nil
+	}
+	o.Programs = root
+	kernels, err := esp.OpenExtended(c.espOptions(write))
+	if err == nil && kernels == nil {
+		err = fault.New(fault.NotFound, "connect its disk", "the extended boot loader partition, which has the kernels, is not there")
+	}
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return sdboot.New(kernels, o), nil
 }
 
 // chooseLoader says which boot loader an installation gets, before anything is
@@ -147,8 +204,16 @@ func chooseLoader(cfg Config, name string) (l loader.Loader, certain bool, err e
 		}
 		return nil, true, err
 	}
-	l, err = cfg.openSystemdBoot()
-	if auto := name != loader.NameSystemdBoot; auto {
+	auto := name != loader.NameSystemdBoot
+	if auto && !cfg.onMachine() && !esp.Mounted(cfg.Sysroot, cfg.AnyESP) {
+		cfg.Log.Info("no boot loader is installed: no EFI system partition is mounted", "directory", cfg.Sysroot)
+		return nil, true, nil
+	}
+	extended, err := cfg.hasExtended()
+	if err == nil {
+		l, err = cfg.openSystemdBoot(extended)
+	}
+	if auto {
 		if err != nil {
 			cfg.Log.Info("no boot loader is installed", "reason", err)
 			return nil, true, nil
@@ -188,6 +253,9 @@ func (h *Host) recordLoader(name string, l loader.Loader, err error) error {
 		return err
 	}
 	rec := loader.NewRecord(name)
+	if s, ok := l.(*sdboot.Loader); ok {
+		rec.Extended = s.Extended()
+	}
 	// Of an installation that died here.
 	if err := atomicfile.Sweep(h.root, h.store.StateDir()); err != nil {
 		return err

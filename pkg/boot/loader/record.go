@@ -21,6 +21,8 @@ type Record struct {
 	// Token tells the entries of this sysroot from those of others on the same
 	// partition: eight hex digits.
 	Token string `json:"token"`
+	// Extended: kernels and entries are on the extended boot loader partition.
+	Extended bool `json:"extended,omitempty"`
 }
 
 const recordFile = "loader"
@@ -31,7 +33,7 @@ var tokenForm = regexp.MustCompile(`^[0-9a-f]{8}$`)
 func NewRecord(bootloader string) Record {
 	var b [4]byte
 	_, _ = rand.Read(b[:]) // never fails
-	return Record{bootloader, hex.EncodeToString(b[:])}
+	return Record{Bootloader: bootloader, Token: hex.EncodeToString(b[:])}
 }
 
 // ReadRecord reads the record in kedge's state directory; the zero value where

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -30,6 +29,10 @@ type Options struct {
 	// Firmware, of a running machine, names the partition that it booted from. It
 	// is mounted where it is not.
 	Firmware loader.Firmware
+	// Machine is the root of the running machine, and Disk a directory whose disks
+	// are searched for the partition, by its type, where it is mounted nowhere; "":
+	// none are.
+	Machine, Disk string
 	// Write refuses one that cannot be written.
 	Write bool
 	// Remount makes it writable where it is mounted read-only; the process must
@@ -43,28 +46,11 @@ type Options struct {
 // Open opens the partition. Without one it is NotFound, one that is not FAT a
 // Conflict, and one that cannot be written, where that is asked for, Denied.
 func Open(o Options) (*os.Root, error) {
-	var wrong error
-	for _, name := range Dirs {
-		dir := filepath.Join(o.Dir, name)
-		mounted, err := isMounted(dir, o.AnyFilesystem)
-		if err != nil {
-			return nil, fmt.Errorf("look for the EFI system partition: %w", err)
-		}
-		if !mounted {
-			continue
-		}
-		fat, err := isFAT(dir)
-		if err != nil {
-			return nil, fmt.Errorf("look for the EFI system partition: %w", err)
-		}
-		if !fat && !o.AnyFilesystem {
-			// /boot is most often a file system of another kind, and nothing is
-			// wrong with that.
-			if name != "boot" {
-				wrong = fault.New(fault.Conflict, "make a FAT file system on the partition (mkfs.vfat)", "%s is not a FAT file system, which the firmware could read", dir)
-			}
-			continue
-		}
+	dir, wrong, err := mountPoint(o.Dir, o.AnyFilesystem)
+	if err != nil {
+		return nil, fmt.Errorf("look for the EFI system partition: %w", err)
+	}
+	if dir != "" {
 		if o.Remount {
 			if err := mountns.Writable(dir); err != nil {
 				return nil, fmt.Errorf("open the EFI system partition: %w", err)
@@ -76,24 +62,51 @@ func Open(o Options) (*os.Root, error) {
 		}
 		return root, err
 	}
-	if wrong != nil {
-		return nil, wrong
+	if wrong != "" {
+		return nil, fault.New(fault.Conflict, "make a FAT file system on the partition (mkfs.vfat)", "%s is not a FAT file system, which the firmware could read", wrong)
 	}
-	if o.Firmware.Partition != "" {
-		return mount(o)
+	device, err := o.device()
+	if err != nil {
+		return nil, err
+	}
+	if device != "" {
+		return mount(device, "EFI system partition", o.Write)
 	}
 	return nil, fault.New(fault.NotFound, "mount it at "+filepath.Join(o.Dir, Dirs[1])+" or "+filepath.Join(o.Dir, Dirs[0]), "no EFI system partition is mounted below %s", o.Dir)
 }
 
 // Mounted reports whether the partition is mounted below a root.
-func Mounted(dir string, anyFilesystem bool) bool {
+func Mounted(root string, anyFilesystem bool) bool {
+	dir, _, err := mountPoint(root, anyFilesystem)
+	return err == nil && dir != ""
+}
+
+// mountPoint returns where the partition is mounted below a root, "" for nowhere.
+// wrong is a place of its own that has a file system of another kind.
+func mountPoint(root string, anyFilesystem bool) (dir, wrong string, err error) {
 	for _, name := range Dirs {
-		mounted, err := isMounted(filepath.Join(dir, name), anyFilesystem)
-		if fat, ferr := isFAT(filepath.Join(dir, name)); err == nil && mounted && (anyFilesystem || ferr == nil && fat) {
-			return true
+		dir := filepath.Join(root, name)
+		mounted, err := isMounted(dir, anyFilesystem)
+		if err != nil {
+			return "", "", err
+		}
+		if !mounted {
+			continue
+		}
+		fat, err := isFAT(dir)
+		if err != nil {
+			return "", "", err
+		}
+		if fat || anyFilesystem {
+			return dir, "", nil
+		}
+		// /boot is most often a file system of another kind, and nothing is wrong
+		// with that.
+		if name != "boot" {
+			wrong = dir
 		}
 	}
-	return false
+	return "", wrong, nil
 }
 
 // isMounted reports whether dir has a file system of its own.
@@ -137,49 +150,4 @@ func writable(root *os.Root) error {
 		return fault.New(fault.Denied, "remount it writable; after an error that is: unmount it, and fsck.fat -a", "the EFI system partition %s is read-only", root.Name())
 	}
 	return nil
-}
-
-// mount mounts the partition that the loader was started from, at no place:
-// nobody else sees it, and it is gone with the descriptor.
-func mount(o Options) (_ *os.Root, err error) {
-	uuid := o.Firmware.Partition
-	if strings.ContainsAny(uuid, "/.") {
-		return nil, fault.New(fault.Corrupt, "", "the firmware names the partition %q", uuid)
-	}
-	device := filepath.Join(o.Dir, "dev/disk/by-partuuid", uuid)
-	if _, err := os.Stat(device); err != nil {
-		return nil, fault.New(fault.NotFound, "mount it at /efi", "the EFI system partition that this machine booted from is not there: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			kind := fault.Conflict
-			if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EROFS) {
-				kind = fault.Denied
-			}
-			err = fault.New(kind, "mount it at /efi", "mount the EFI system partition %s: %w", device, err)
-		}
-	}()
-	fsfd, err := unix.Fsopen("vfat", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = unix.Close(fsfd) }()
-	attrs := unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
-	for _, p := range [][2]string{{"source", device}, {"umask", "0077"}} {
-		if err := unix.FsconfigSetString(fsfd, p[0], p[1]); err != nil {
-			return nil, err
-		}
-	}
-	if err := unix.FsconfigCreate(fsfd); err != nil {
-		return nil, err
-	}
-	if !o.Write {
-		attrs |= unix.MOUNT_ATTR_RDONLY
-	}
-	mfd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, attrs)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = unix.Close(mfd) }()
-	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", mfd))
 }

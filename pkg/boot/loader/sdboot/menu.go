@@ -48,7 +48,7 @@ func (r rendered) under(name, salt string) rendered {
 //  6. remove the other entries of old that m does not have; flush
 //  7. remove the copies; flush
 //
-// Steps that have nothing to do are left out; where the default stays, it has no
+// An entry is hidden, and that flushed, before it is removed (remove). Steps that have nothing to do are left out; where the default stays, it has no
 // copy. A process or a machine that dies between 3 and 7 leaves a menu with more
 // lines than it needs, all of them whole, that begins with the new default; the
 // next Commit finishes it. Kernels of old may go only when Commit has returned.
@@ -105,7 +105,7 @@ func (l *Loader) Commit(ctx context.Context, m loader.Menu) error {
 	}
 	gone := make([]found, len(copies))
 	for i, r := range copies {
-		gone[i].File = r.file()
+		gone[i].File, gone[i].text = r.file(), r.text
 	}
 	return l.remove(gone)
 }
@@ -224,12 +224,7 @@ func (l *Loader) show(list []rendered) error {
 		return writeError(err)
 	}
 	for i, r := range list {
-		f, err := l.root.OpenFile(path.Join(entriesDir, r.file()), os.O_WRONLY, 0)
-		if err != nil {
-			return writeError(err)
-		}
-		_, err = f.WriteAt(r.text[at[i]:at[i]+1], int64(at[i]))
-		if err = errors.Join(err, f.Close()); err != nil {
+		if err := l.overwrite(r.file(), string(r.text[at[i]]), at[i]); err != nil {
 			return writeError(err)
 		}
 	}
@@ -254,19 +249,50 @@ func bootKey(text []byte) int {
 	return -1
 }
 
+// remove removes entries, of which those that are shown are hidden before. On FAT
+// the clusters of a file that is removed are given to the next one. A power cut
+// may leave that one's name in the directory and not its text: under its name
+// stands what was there before, and that must be no entry that boots a kernel
+// which is gone.
 func (l *Loader) remove(list []found) error {
+	if len(list) == 0 {
+		return nil
+	}
+	hidden := false
+	for _, f := range list {
+		at := bootKey(f.text)
+		if at < 0 {
+			continue
+		}
+		if err := l.overwrite(f.File, "#", at); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return writeError(err)
+		}
+		hidden = true
+	}
+	if hidden {
+		if err := l.sync(); err != nil {
+			return writeError(err)
+		}
+	}
 	for _, f := range list {
 		if err := l.root.Remove(path.Join(entriesDir, f.File)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return writeError(err)
 		}
 	}
-	if len(list) == 0 {
-		return nil
-	}
 	if err := l.sync(); err != nil {
 		return writeError(err)
 	}
 	return nil
+}
+
+// overwrite writes a letter of an entry in place: one sector.
+func (l *Loader) overwrite(file, letter string, at int) error {
+	f, err := l.root.OpenFile(path.Join(entriesDir, file), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte(letter), int64(at))
+	return errors.Join(err, f.Close())
 }
 
 func writeError(err error) error { return fmt.Errorf("write the boot menu: %w", err) }

@@ -141,6 +141,9 @@ func (l *Loader) Update(image fs.FS) (bool, error) {
 	settled, err := l.settle()
 	if err == nil && (changed || settled) {
 		err = l.sync()
+		if err == nil && l.Extended() {
+			err = l.flush(l.opts.Programs)
+		}
 	}
 	return changed || settled, err
 }

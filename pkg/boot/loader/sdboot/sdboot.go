@@ -86,13 +86,17 @@ func New(root *os.Root, o Options) *Loader {
 // Name implements loader.Loader.
 func (l *Loader) Name() string { return loader.NameSystemdBoot }
 
+// Extended reports whether kernels and entries are on another partition than the
+// program.
+func (l *Loader) Extended() bool { return l.opts.Programs != l.root }
+
 // Root implements loader.Loader.
 func (l *Loader) Root() *os.Root { return l.root }
 
 // Close implements loader.Loader.
 func (l *Loader) Close() {
 	_ = l.root.Close()
-	if l.opts.Programs != l.root {
+	if l.Extended() {
 		_ = l.opts.Programs.Close()
 	}
 }

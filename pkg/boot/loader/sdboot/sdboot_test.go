@@ -41,6 +41,31 @@ func TestConformance(t *testing.T) {
 	})
 }
 
+// TestExtended: kernels and entries are on the one partition, the program on the
+// other.
+func TestExtended(t *testing.T) {
+	loadertest.Run(t, func(t *testing.T) (loader.Loader, string) {
+		dir := t.TempDir()
+		programs, err := os.OpenRoot(t.TempDir())
+		check(t, err)
+		return open(t, dir, Options{Programs: programs}), dir
+	})
+	kernels, esp := t.TempDir(), t.TempDir()
+	programs, err := os.OpenRoot(esp)
+	check(t, err)
+	l := open(t, kernels, Options{Programs: programs})
+	_, err = l.Update(image("257"))
+	check(t, err)
+	for _, name := range []string{esp + "/EFI/BOOT/BOOTX64.EFI", esp + "/loader/loader.conf", kernels + "/loader/entries.srel"} {
+		if _, err := os.Stat(name); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(kernels + "/EFI"); err == nil || !l.Extended() {
+		t.Error("the program is on the partition of the kernels")
+	}
+}
+
 var errPower = errors.New("the power is gone")
 
 // TestEveryFlush ends Commit at each of its flushes: what systemd-boot then
