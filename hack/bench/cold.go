@@ -23,10 +23,13 @@ func (b *bench) cold(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if err := b.registry.link(im.layout); err != nil {
+			return err
+		}
 		if err := b.registry.push(im.tag, img); err != nil {
 			return err
 		}
-		programs, err := b.coldPrograms(img, im.layout, im.tag)
+		programs, err := b.coldPrograms(ctx, img, im.layout, im.tag)
 		if err != nil {
 			return err
 		}
@@ -38,7 +41,7 @@ func (b *bench) cold(ctx context.Context) error {
 }
 
 // coldPrograms are those that make something of an image from nothing.
-func (b *bench) coldPrograms(img v1.Image, layout, tag string) ([]program, error) {
+func (b *bench) coldPrograms(ctx context.Context, img v1.Image, layout, tag string) ([]program, error) {
 	digest, err := img.Digest()
 	if err != nil {
 		return nil, err
@@ -55,17 +58,17 @@ func (b *bench) coldPrograms(img v1.Image, layout, tag string) ([]program, error
 	if tag != "base" { // Debian's umoci reads gzip alone, and the tree is the same
 		return programs, nil
 	}
-	return append(programs, b.localPrograms(layout+":"+tag)...), nil
+	return append(programs, b.localPrograms(ctx, layout+":"+tag)...), nil
 }
 
 // localPrograms start from what is on the machine already: half of the work.
-func (b *bench) localPrograms(image string) []program {
+func (b *bench) localPrograms(ctx context.Context, image string) []program {
 	tree := filepath.Join(b.work, "tree")
 	unpacked := func() error {
 		if _, err := os.Stat(tree); err == nil {
 			return nil
 		}
-		return b.quietly("umoci", "raw", "unpack", "--image", image, tree)
+		return b.quietly(ctx, "umoci", "raw", "unpack", "--image", image, tree)
 	}
 	programs := []program{
 		{"umoci unpack (local layout)", func(dir string) ([]string, error) {
@@ -76,7 +79,7 @@ func (b *bench) localPrograms(image string) []program {
 				return nil, err
 			}
 			return []string{"ostree", "commit", "--repo=" + dir, "--branch=b", "--tree=dir=" + tree},
-				b.quietly("ostree", "init", "--repo="+dir, "--mode=bare")
+				b.quietly(ctx, "ostree", "init", "--repo="+dir, "--mode=bare")
 		}},
 	}
 	if b.mkcomposefs == "" {

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,8 +17,11 @@ import (
 // nobody freed in the last minutes, and the more was removed after the runs
 // before, the longer it looks.
 type disk struct {
-	image, dir, loop string
+	image, loop string
 }
+
+// mountPoint is short: podman takes no paths of more than 50 characters.
+const mountPoint = "/run/kedge-bench"
 
 // diskSize leaves room for each program's worst case at 3 GB; blocks that
 // nobody writes take no space.
@@ -27,8 +31,7 @@ const diskSize = 24 << 30
 // done before: nothing writes in the background but what is measured.
 func newDisk(work string) (d *disk, err error) {
 	d = &disk{image: filepath.Join(work, "disk.img")}
-	// podman takes no paths of more than 50 characters.
-	if d.dir, err = os.MkdirTemp("/run", "bench-"); err != nil {
+	if err := os.MkdirAll(mountPoint, 0o755); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -50,29 +53,49 @@ func newDisk(work string) (d *disk, err error) {
 	if d.loop, err = output("losetup", "--find", "--show", "--direct-io=on", d.image); err != nil {
 		return d, err
 	}
-	_, err = output("mount", d.loop, d.dir)
+	_, err = output("mount", d.loop, mountPoint)
 	return d, err
 }
 
-// remove unmounts and deletes what there is of a disk.
+// remove unmounts and deletes what there is of a disk. A program that was ended
+// may need a moment to let go of it.
 func (d *disk) remove() error {
-	var errs []error
 	// podman leaves its own directory mounted over itself.
-	for unix.Unmount(filepath.Join(d.dir, "store/root/overlay"), unix.MNT_DETACH) == nil {
+	for unix.Unmount(filepath.Join(mountPoint, "store/root/overlay"), unix.MNT_DETACH) == nil {
 	}
-	if err := unix.Unmount(d.dir, 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		errs = append(errs, fmt.Errorf("unmount %s: %w", d.dir, err))
+	err := unix.Unmount(mountPoint, 0)
+	for deadline := time.Now().Add(10 * time.Second); errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); {
+		time.Sleep(100 * time.Millisecond)
+		err = unix.Unmount(mountPoint, 0)
+	}
+	var errs []error
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		errs = append(errs, fmt.Errorf("unmount %s: %w", mountPoint, err))
 	}
 	if d.loop != "" {
 		_, err := output("losetup", "--detach", d.loop)
 		errs = append(errs, err)
 	}
-	for _, name := range []string{d.image, d.dir} {
+	for _, name := range []string{d.image, mountPoint} {
 		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// removeOld removes the disk of a run that was killed.
+func removeOld(work string) error {
+	d := &disk{image: filepath.Join(work, "disk.img")}
+	if _, err := os.Stat(d.image); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	loop, err := output("losetup", "--noheadings", "--output", "NAME", "--associated", d.image)
+	if err != nil {
+		return err
+	}
+	d.loop = loop
+	return d.remove()
 }
 
 // output runs a command and returns what it printed.

@@ -3,19 +3,15 @@ package main
 import (
 	"archive/tar"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"io"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"github.com/klauspost/compress/zstd"
 )
 
 // growth is how many times as large the large image's files are: 3 GB.
@@ -32,35 +28,26 @@ func (b *bench) large(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	img, err := grown(base, filepath.Join(b.work, "large"))
+	layer, err := b.fixture(ctx, "large", func(w io.Writer) error { return growTar(base, w) })
+	if err != nil {
+		return err
+	}
+	img, err := only(base, layer)
 	if err != nil {
 		return err
 	}
 	if err := b.registry.push("large", img); err != nil {
 		return err
 	}
-	programs, err := b.coldPrograms(img, "", "large")
+	programs, err := b.coldPrograms(ctx, img, "", "large")
 	if err != nil {
 		return err
 	}
 	return b.compare(ctx, name, 1, programs[:3])
 }
 
-// grown writes the layer of the large image into a file, and returns the image.
-func grown(base v1.Image, file string) (v1.Image, error) {
-	f, err := os.Create(file)
-	if err != nil {
-		return nil, err
-	}
-	blob, raw := sha256.New(), sha256.New()
-	size := &counter{}
-	z, err := zstd.NewWriter(io.MultiWriter(f, blob, size), zstd.WithEncoderLevel(zstd.SpeedFastest))
-	if err != nil {
-		return nil, err
-	}
-	if err := errors.Join(growTar(base, io.MultiWriter(z, raw)), z.Close(), f.Close()); err != nil {
-		return nil, err
-	}
+// only returns an image like base with one layer.
+func only(base v1.Image, layer v1.Layer) (v1.Image, error) {
 	config, err := base.ConfigFile()
 	if err != nil {
 		return nil, err
@@ -71,7 +58,7 @@ func grown(base v1.Image, file string) (v1.Image, error) {
 	if img, err = mutate.ConfigFile(img, config); err != nil {
 		return nil, err
 	}
-	return mutate.AppendLayers(img, &fileLayer{file, sum(blob), sum(raw), size.n})
+	return mutate.AppendLayers(img, layer)
 }
 
 // smallest is what a file has at least that grows: configuration, which the
@@ -106,24 +93,3 @@ func growTar(base v1.Image, w io.Writer) error {
 		}
 	}
 }
-
-type counter struct{ n int64 }
-
-func (c *counter) Write(p []byte) (int, error) {
-	c.n += int64(len(p))
-	return len(p), nil
-}
-
-// fileLayer is a zstd layer in a file.
-type fileLayer struct {
-	file           string
-	digest, diffID v1.Hash
-	size           int64
-}
-
-func (l *fileLayer) Digest() (v1.Hash, error)             { return l.digest, nil }
-func (l *fileLayer) DiffID() (v1.Hash, error)             { return l.diffID, nil }
-func (l *fileLayer) Compressed() (io.ReadCloser, error)   { return os.Open(l.file) }
-func (l *fileLayer) Uncompressed() (io.ReadCloser, error) { return nil, errors.ErrUnsupported }
-func (l *fileLayer) Size() (int64, error)                 { return l.size, nil }
-func (l *fileLayer) MediaType() (types.MediaType, error)  { return types.OCILayerZStd, nil }

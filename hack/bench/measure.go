@@ -60,7 +60,7 @@ func (m *measured) better(o measured) {
 func (b *bench) measure(ctx context.Context, argv []string) (m measured, err error) {
 	unix.Sync()
 	result := filepath.Join(b.work, "measured")
-	cmd := exec.CommandContext(ctx, os.Args[0], append([]string{"--"}, argv...)...)
+	cmd := exec.CommandContext(ctx, b.self, append([]string{"--"}, argv...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.Env = append(os.Environ(), roleVariable+"=measure", resultVariable+"="+result, b.registry.env())
 	if out, err := cmd.CombinedOutput(); err != nil {

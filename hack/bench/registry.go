@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -24,6 +25,7 @@ import (
 
 // registry is a registry on the loopback interface that serves from disk.
 type registry struct {
+	dir     string // of blobs, named as in an OCI layout
 	address string
 	config  string // a registries.conf that allows plain HTTP to it
 	server  *http.Server
@@ -37,7 +39,7 @@ func serve(dir string) (*registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &registry{address: l.Addr().String(), config: filepath.Join(dir, "registries.conf")}
+	r := &registry{dir: dir, address: l.Addr().String(), config: filepath.Join(dir, "registries.conf")}
 	r.server = &http.Server{Handler: ggcr.New(ggcr.WithBlobHandler(ggcr.NewDiskBlobHandler(dir)), ggcr.Logger(log.New(io.Discard, "", 0)))}
 	go func() { _ = r.server.Serve(l) }()
 	return r, os.WriteFile(r.config, []byte(fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", r.address)), 0o644)
@@ -50,7 +52,43 @@ func (r *registry) close() { _ = r.server.Close() }
 
 func (r *registry) image(tag string) string { return r.address + "/os:" + tag }
 
+// link makes the blobs of a layout known without a copy of them.
+func (r *registry) link(layout string) error {
+	blobs, err := filepath.Glob(filepath.Join(layout, "blobs/sha256/*"))
+	if err != nil {
+		return err
+	}
+	for _, b := range blobs {
+		if err := r.linkBlob(b, filepath.Base(b)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *registry) linkBlob(file, hex string) error {
+	dir := filepath.Join(r.dir, "sha256")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.Symlink(file, filepath.Join(dir, hex)); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return nil
+}
+
 func (r *registry) push(tag string, img v1.Image) error {
+	layers, err := img.Layers()
+	if err != nil {
+		return err
+	}
+	for _, l := range layers {
+		if l, ok := l.(*fileLayer); ok {
+			if err := r.linkBlob(l.file, l.Blob.Hex); err != nil {
+				return err
+			}
+		}
+	}
 	ref, err := name.ParseReference(r.image(tag), name.Insecure)
 	if err != nil {
 		return err

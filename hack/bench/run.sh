@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures bin/kedge on the lab's images and prints the table of
 # docs/performance.md, row by row. Arguments go to the program: -runs N, -only
-# TEXT.
+# TEXT, -update docs/performance.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -13,9 +13,9 @@ if command -v cargo >/dev/null; then
 else
   echo 'bench: cargo is not installed, so the ostree-chunked image is left out' >&2
 fi
-program=$(mktemp)
-trap 'rm -f "$program"' EXIT
-CGO_ENABLED=0 go build -tags "$tags" -o "$program" ./hack/bench
-# The scratch directory is beside the cache: not a tmpfs.
 hack/lab/mkcomposefs.sh --root >/dev/null # unpacked before it is measured
-"$program" -layout "$layout" -chunked "$chunked" -mkcomposefs hack/lab/mkcomposefs.sh -work "$(dirname "$layout")/.." "$@"
+# Not a tmpfs: layouts are in the cache directory.
+cache=$(cd "$layout/../.." && pwd)
+CGO_ENABLED=0 go build -tags "$tags" -o bin/bench ./hack/bench
+# In place of the shell, so that a signal reaches what cleans up.
+exec bin/bench -layout "$layout" -chunked "$chunked" -mkcomposefs hack/lab/mkcomposefs.sh -cache "$cache" -kedge bin/kedge "$@"

@@ -26,9 +26,7 @@ func (b *bench) upgrades(ctx context.Context) error {
 		target func() (v1.Image, error)
 	}{
 		{"upgrade, no change", func() (v1.Image, error) { return base, nil }},
-		{"upgrade, another image of the same layers", func() (v1.Image, error) {
-			return mutate.Config(base, v1.Config{Labels: map[string]string{"containers.bootc": "1", "version": "2"}})
-		}},
+		{"upgrade, another image of the same layers", func() (v1.Image, error) { return relabelled(base) }},
 		{"upgrade, one file", func() (v1.Image, error) {
 			return derive(base, func() ([]byte, error) { return layerWith([]member{{"usr/share/kedge-bench", []byte("one file\n")}}) })
 		}},
@@ -43,35 +41,40 @@ func (b *bench) upgrades(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := b.upgrade(ctx, u.name, base, target); err != nil {
+		if err := b.move(ctx, u.name, "upgrade", base, target); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (b *bench) upgrade(ctx context.Context, name string, base, target v1.Image) error {
-	source := b.registry.image("moving")
-	// moved makes a store with the old image and moves the tag.
-	moved := func(argv ...string) error {
-		if err := b.registry.push("moving", base); err != nil {
+// move compares what programs take to get from one image to another, with the
+// verb upgrade after the tag was moved, or with switch to another tag.
+func (b *bench) move(ctx context.Context, name, verb string, from, to v1.Image) error {
+	source, target, argv := b.registry.image("moving"), "moving", []string{verb}
+	if verb == "switch" {
+		target = "moved"
+		argv = append(argv, "docker://"+b.registry.image(target))
+	}
+	// have makes a store with the old image and pushes the new one.
+	have := func(argv ...string) error {
+		if err := b.registry.push("moving", from); err != nil {
 			return err
 		}
-		return errors.Join(b.quietly(argv...), b.registry.push("moving", target))
+		return errors.Join(b.quietly(ctx, argv...), b.registry.push(target, to))
 	}
 	kedge := func(backend []string) func(string) ([]string, error) {
 		return func(dir string) ([]string, error) {
-			return []string{b.kedge, "--sysroot", dir, "--progress-fd", progressFD, "upgrade"},
-				errors.Join(os.Mkdir(dir, 0o755), moved(b.install(dir, source, backend)...))
+			return append([]string{b.kedge, "--sysroot", dir, "--progress-fd", progressFD}, argv...),
+				errors.Join(os.Mkdir(dir, 0o755), have(b.install(dir, source, backend)...))
 		}
 	}
 	return b.compare(ctx, name, 1, []program{
 		{reference, func(dir string) ([]string, error) {
-			pull := podmanPull(dir, source)
-			return pull, moved(pull...)
+			return podmanPull(dir, b.registry.image(target)), have(podmanPull(dir, source)...)
 		}},
-		{"kedge upgrade", kedge(ostree)},
-		{"kedge upgrade, composefs", kedge(composefs)},
+		{"kedge " + verb, kedge(ostree)},
+		{"kedge " + verb + ", composefs", kedge(composefs)},
 	})
 }
 
