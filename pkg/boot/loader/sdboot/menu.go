@@ -48,10 +48,11 @@ func (r rendered) under(name, salt string) rendered {
 //  6. remove the other entries of old that m does not have; flush
 //  7. remove the copies; flush
 //
-// An entry is hidden, and that flushed, before it is removed (remove). Steps that have nothing to do are left out; where the default stays, it has no
-// copy. A process or a machine that dies between 3 and 7 leaves a menu with more
-// lines than it needs, all of them whole, that begins with the new default; the
-// next Commit finishes it. Kernels of old may go only when Commit has returned.
+// An entry is hidden, and that flushed, before it is removed. Steps that have
+// nothing to do are left out; where the default stays, it has no copy. A process
+// or a machine that dies between 3 and 7 leaves a menu with more lines than it
+// needs, all of them whole, that begins with the new default; the next Commit
+// finishes it. Kernels of old may go only when Commit has returned.
 func (l *Loader) Commit(ctx context.Context, m loader.Menu) error {
 	if len(m.Items) == 0 {
 		return fault.New(fault.Internal, "", "a boot menu needs a line")
