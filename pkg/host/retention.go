@@ -26,17 +26,9 @@ type keeper struct {
 	problem error
 }
 
-// keeper reads the policy: of the machine that runs, else of the deployment that
-// would.
 func (h *Host) keeper(ctx context.Context, list deployments) *keeper {
 	k := &keeper{h: h}
-	read := func(string) ([]byte, error) { return nil, fs.ErrNotExist }
-	if d := list.current(); h.Booted() {
-		read = h.readMachine
-	} else if d != nil {
-		read = func(name string) ([]byte, error) { return h.readDeployed(ctx, d, name) }
-	}
-	if k.Policy, k.problem = retention.Load(read); k.problem != nil {
+	if k.Policy, k.problem = h.policy(ctx, list); k.problem != nil {
 		h.cfg.Log.Warn("what the retention policy means is not known, and no deployment is removed by it", "error", k.problem)
 	}
 	entries, err := h.readHistory()
@@ -47,12 +39,27 @@ func (h *Host) keeper(ctx context.Context, list deployments) *keeper {
 	return k
 }
 
+// policy reads the policy of the machine that runs, else of the deployment that
+// would.
+func (h *Host) policy(ctx context.Context, list deployments) (retention.Policy, error) {
+	d := list.current()
+	switch {
+	case h.Booted():
+		return retention.Load(h.readMachine)
+	case d == nil:
+		return retention.Default(), nil
+	}
+	return retention.Load(func(name string) ([]byte, error) { return h.readDeployed(ctx, d, name) })
+}
+
 // warnings tell what is wrong with the policy's files.
-func (k *keeper) warnings() []string {
-	if k.problem == nil {
+func (k *keeper) warnings() []string { return policyWarnings(k.problem) }
+
+func policyWarnings(problem error) []string {
+	if problem == nil {
 		return nil
 	}
-	return []string{fmt.Sprintf("no deployment is removed by itself until the retention policy is corrected: %v", k.problem)}
+	return []string{fmt.Sprintf("no deployment is removed by itself until the retention policy is corrected: %v", problem)}
 }
 
 // readMachine reads a small file of the running machine.
@@ -123,9 +130,9 @@ func (k *keeper) candidates(list deployments) []retention.Deployment {
 	records := k.h.records()
 	out := make([]retention.Deployment, len(list))
 	for i, d := range list {
-		used := d.made
-		if t := k.used[d.id]; t.After(used) {
-			used = t
+		used, recorded := k.used[d.id]
+		if !recorded {
+			used = d.made
 		}
 		v := records.Verdict(identity(d))
 		out[i] = retention.Deployment{

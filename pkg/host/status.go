@@ -17,7 +17,7 @@ import (
 )
 
 // Status returns what is booted, staged, next and kept.
-func (h *Host) Status(context.Context) (*v1.Host, error) {
+func (h *Host) Status(ctx context.Context) (*v1.Host, error) {
 	list, err := h.store.Deployments()
 	if err != nil {
 		return nil, wrap("status", err)
@@ -61,6 +61,10 @@ func (h *Host) Status(context.Context) (*v1.Host, error) {
 		s.Kedge.Warnings = append(s.Kedge.Warnings, problem.Error())
 	}
 	s.Kedge.Warnings = append(s.Kedge.Warnings, h.store.Warnings(list)...)
+	if h.Booted() {
+		_, err := h.policy(ctx, list)
+		s.Kedge.Warnings = append(s.Kedge.Warnings, policyWarnings(err)...)
+	}
 	return out, nil
 }
 
