@@ -27,7 +27,7 @@ RACE_PACKAGES = $(filter-out %/interop $(MODULE)/pkg/boot%,$(FAST_PACKAGES))
 LONG_PACKAGES = $(addprefix $(MODULE)/,$(shell grep -rl 'testing.Short()' --include='*_test.go' api cmd hack internal pkg | xargs -n 1 dirname | sort -u))
 REST_PACKAGES = $(filter-out $(filter-out $(LONG_PACKAGES),$(RACE_PACKAGES)),$(FAST_PACKAGES))
 
-.PHONY: all build man deps images all-images check test nightly demo bench lint fmt unit race rest e2e size clean help
+.PHONY: all build man deps images all-images check test nightly demo bench lint fmt unit race rest e2e long size clean help
 
 all: build
 
@@ -93,12 +93,19 @@ rest: all-images
 # Two packages at a time: while machines want the processors, others wait for
 # the disk. What is tested is what was built, of which the cache of results does
 # not know.
-e2e nightly: export KEDGE_BINARY := $(CURDIR)/bin/kedge
+e2e long nightly: export KEDGE_BINARY := $(CURDIR)/bin/kedge
 e2e: all-images build
-	@echo '== end to end: hostile input, crashes, machines that boot (25 minutes)'
+	@echo '== end to end: hostile input, crashes, machines that boot (15 minutes)'
 	@$(GO) test $(GOFLAGS_) -count 1 -timeout 60m -p 2 $(E2E_PACKAGES)
 
-test: build size lint race rest e2e
+# rest and e2e at once: machines want processors, package managers wait for the
+# disk. The longest come first, so that none of them is alone at the end.
+LONGEST = $(addprefix $(MODULE)/,e2e/boot pkg/host pkg/layering)
+long: all-images build
+	@echo '== end to end, unit and oracle tests, the long ones too (25 minutes)'
+	@$(GO) test $(GOFLAGS_) -count 1 -timeout 60m -p 3 $(LONGEST) $(filter-out $(LONGEST),$(E2E_PACKAGES) $(REST_PACKAGES))
+
+test: build size lint race long
 
 nightly: export KEDGE_NIGHTLY := 1
 nightly: build size lint race all-images
