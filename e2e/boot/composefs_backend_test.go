@@ -226,7 +226,7 @@ func refused(t *testing.T, m *lab.Machine, line int, why string) {
 	t.Helper()
 	began := time.Now()
 	again := *m
-	again.BootTimeout = 4 * time.Minute
+	again.BootTimeout = scriptTimeout
 	again.Dir, again.MenuEntry, again.ExtraOptions = filepath.Join(m.Dir, "refused"), line, "rd.shell=0 rd.emergency=reboot"
 	g, err := again.Boot(t.Context())
 	if err == nil {

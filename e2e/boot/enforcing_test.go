@@ -4,7 +4,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/kedge-os/kedge/internal/lab"
 )
@@ -63,7 +62,7 @@ RUN echo updated >/usr/share/marker && cp /usr/bin/true /usr/bin/brought && touc
 	g.want("a derived layer's program is labelled", "stat -c %C /usr/bin/brought | cut -d: -f3", "bin_t")
 	g.kedge("rollback")
 	g.want("libostree sees both", "ostree admin status >/dev/null && ls /boot/loader/entries | wc -l", "2")
-	if err := g.Shutdown("poweroff", 3*time.Minute); err != nil {
+	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
 		t.Fatal(err)
 	}
 	if k := kernels(t, disk); len(k) != 2 {

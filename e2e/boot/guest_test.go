@@ -153,7 +153,7 @@ func (g *guest) checkHealth() {
 		"nothing is left half-finalized": "[ ! -e /boot/ostree/finalize-failure.stamp ]",
 	}
 	for what, script := range maps.All(checks) {
-		if out, err := g.Run(script, time.Minute); err != nil {
+		if out, err := g.Run(script, scriptTimeout); err != nil {
 			g.t.Errorf("not so: %s: %v\n%s", what, err, out)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/internal/lab"
@@ -39,7 +38,7 @@ LABEL org.opencontainers.image.version="sick"
 	w.upgrade(t, disk, "os:stable")
 
 	m := w.machine(t, disk)
-	m.BootTimeout = 15 * time.Minute
+	m.BootTimeout = scriptTimeout
 	g := start(t, m)
 	g.awaitJudged("signal")
 	g.want("the sick image runs, and is not rebooted", "cat /usr/share/marker", "sick")
@@ -91,7 +90,7 @@ LABEL org.opencontainers.image.version="sick"
 		t.Errorf("upgrade --check after the clearing: exit code %d", code)
 	}
 	g.checkHealth()
-	if err := g.Shutdown("poweroff", 3*time.Minute); err != nil {
+	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
 		t.Fatal(err)
 	}
 	checkDisk(t, w, disk)
@@ -120,10 +119,10 @@ func (w *world) upgrade(t *testing.T, disk *lab.Disk, ref string) {
 // awaitJudged waits until kedge's unit has ended with a result.
 func (g *guest) awaitJudged(result string) {
 	g.t.Helper()
-	g.sh(`for _ in $(seq 120); do
+	g.sh(`for _ in $(seq 600); do
 		case $(systemctl show -P ActiveState kedge-health.service) in active|failed) break;; esac; sleep 1
 	done
-	for _ in $(seq 60); do [ "$(systemctl show -P ActiveState kedge-health-failed.service)" != activating ] && break; sleep 1; done`)
+	for _ in $(seq 600); do [ "$(systemctl show -P ActiveState kedge-health-failed.service)" != activating ] && break; sleep 1; done`)
 	g.want("what judges the boot has ended", "systemctl show -P Result kedge-health.service", result)
 }
 

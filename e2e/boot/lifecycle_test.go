@@ -3,7 +3,6 @@ package boot
 import (
 	"os"
 	"testing"
-	"time"
 
 	"github.com/kedge-os/kedge/internal/lab"
 )
@@ -106,7 +105,7 @@ RUN echo two >/usr/share/marker && \
 	}
 	g.want("/var is shared", "cat /var/lib/e2e/data", "data")
 	g.kedge("history")
-	if err := g.Shutdown("poweroff", 3*time.Minute); err != nil {
+	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
 		t.Fatal(err)
 	}
 	checkDisk(t, w, disk)

@@ -3,7 +3,6 @@ package boot
 import (
 	"encoding/json"
 	"testing"
-	"time"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 )
@@ -69,7 +68,7 @@ RUN mkdir -p /var/lib/apt/lists/partial /var/cache/apt/archives/partial /var/log
 			t.Errorf("the root is %+v, want the plain image", i)
 		}
 	}
-	if err := g.Shutdown("poweroff", 3*time.Minute); err != nil {
+	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
 		t.Fatal(err)
 	}
 	checkDisk(t, w, disk)
