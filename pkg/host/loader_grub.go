@@ -51,7 +51,7 @@ func (c Config) findGRUB() (loader.Loader, error) {
 			continue
 		}
 		var esp *os.Root
-		if c.Write {
+		if c.Write || !c.onMachine() {
 			if esp, err = c.openESP(true); err != nil {
 				c.Log.Debug("GRUB's program is left as it is", "reason", err)
 			}
@@ -104,6 +104,9 @@ func (h *Host) placeGRUB(ctx context.Context, boot, esp *os.Root, entries bool, 
 	image, err := h.imageFiles(ctx, root)
 	if err == nil {
 		_, err = l.Update(image)
+	}
+	if fault.KindOf(err) == fault.NotFound {
+		err = fault.New(fault.Conflict, "put GRUB and shim into the image (Debian: grub-efi-amd64-signed, shim-signed), or unmount the partition and install GRUB yourself", "%w", err)
 	}
 	return l, err
 }
