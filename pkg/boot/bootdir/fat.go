@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -55,5 +54,7 @@ func ReplaceOnFAT(root *os.Root, name string, data []byte, noSync bool) error {
 	if noSync {
 		return nil
 	}
-	return atomicfile.SyncDir(root, dir)
+	// Where the content is stands in the file's inode until that is written back:
+	// an fsync of the directory does not do it.
+	return Syncfs(root)
 }
