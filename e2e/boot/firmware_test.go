@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,17 +43,12 @@ func nightlyOnly(t *testing.T, long string) {
 }
 
 func (w *world) firmwareStory(t *testing.T, backend, fs string) {
-	lab.Need(t, "sfdisk", "mkfs.vfat", "fsck.fat", "mcopy")
 	w.build(t, "os:efi-two", "FROM "+w.Registry.Repo("os:efi-one")+`
 RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10-lab.toml
 `)
-	path := filepath.Join(w.Dir, t.Name()+".img")
-	disk, err := lab.NewFirmwareDisk(t.Context(), path, fs, 6<<30)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.Remove(path) })
-	w.installFirmware(t, disk, "os:efi-one", backend)
+	disk := w.firmwareDisk(t, fs, func(cfg host.Config) error {
+		return w.installFirmware(t, cfg, "os:efi-one", backend)
+	})
 	checkESP(t, disk, 1)
 
 	m := w.machine(t, disk)
@@ -77,11 +73,14 @@ RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10
 	}
 	check("one")
 	g.kedge("switch " + w.Registry.GuestRepo("os:efi-two"))
+	g.kedge("kargs --append lab.more=1")
 	g = g.reboot(m)
 	check("two")
+	g.want("the user's kernel argument is there", "grep -o lab.more=1 /proc/cmdline", "lab.more=1")
 	g.kedge("rollback")
 	g = g.reboot(m)
 	check("one")
+	g.want("the user's kernel argument is gone", "grep -c lab.more=1 /proc/cmdline || true", "0")
 	g.kedge("cleanup")
 	if err := g.Shutdown("poweroff", 3*time.Minute); err != nil {
 		t.Fatal(err)
@@ -89,29 +88,41 @@ RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10
 	checkESP(t, disk, 2)
 }
 
-// installFirmware installs ref on a partitioned disk.
-func (w *world) installFirmware(t *testing.T, disk *lab.Disk, ref, backend string) {
+// firmwareDisk makes a partitioned disk, whose root is of the kind fs, and has fn
+// install a host on it.
+func (w *world) firmwareDisk(t *testing.T, fs string, fn func(host.Config) error) *lab.Disk {
 	t.Helper()
+	lab.Need(t, "sfdisk", "mkfs.vfat", "fsck.fat", "mcopy")
+	path := filepath.Join(w.Dir, strings.ReplaceAll(t.Name(), "/", "-")+".img")
+	disk, err := lab.NewFirmwareDisk(t.Context(), path, fs, 6<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(path) })
 	policy := filepath.Join(t.TempDir(), "policy.json")
 	if err := os.WriteFile(policy, []byte(`{"default": [{"type": "insecureAcceptAnything"}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := disk.WithFirmware(t.Context(), func(root string) error {
-		cfg := host.Config{
+	if err := disk.WithFirmware(t.Context(), func(root string) error {
+		return fn(host.Config{
 			Sysroot: root, AnyESP: true, Images: ocibridge.Options{RegistriesConf: w.Conf, PolicyFile: policy},
 			Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		}
-		_, err := host.Install(t.Context(), cfg, host.InstallOptions{
-			Image: w.Registry.Repo(ref), TargetImage: w.Registry.GuestRepo(ref), Backend: backend, Bootloader: "systemd-boot",
-			Kargs: append(strings.Fields(lab.EmulatorOptions+",apparmor"), rootArgs...),
-			// Sealing is what the kernel of the guest could do; another test does it.
-			AllowMissingVerity: true,
 		})
-		return err
-	})
-	if err != nil {
+	}); err != nil {
 		t.Fatal(err)
 	}
+	return disk
+}
+
+// installFirmware installs ref as a host that systemd-boot starts.
+func (w *world) installFirmware(t *testing.T, cfg host.Config, ref, backend string, kargs ...string) error {
+	_, err := host.Install(t.Context(), cfg, host.InstallOptions{
+		Image: w.Registry.Repo(ref), TargetImage: w.Registry.GuestRepo(ref), Backend: backend, Bootloader: "systemd-boot",
+		Kargs: slices.Concat(strings.Fields(lab.EmulatorOptions+",apparmor"), rootArgs, kargs),
+		// Sealing is what the kernel of the guest could do; another test does it.
+		AllowMissingVerity: true,
+	})
+	return err
 }
 
 // checkESP looks at the partition of a machine that is down: a sound file system,
