@@ -3,6 +3,7 @@ package composefs
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -365,17 +366,21 @@ func (r *Repo) eachLinkIn(dir string, deep bool, fn func(name string) error) err
 // eachObject calls fn for each file in the directories of objects whose name is
 // that of an object.
 func (r *Repo) eachObject(fn func(dir *os.File, name string, d Digest) error) error {
+	raw := make([]byte, r.meta.alg.Size())
 	for first := range 256 {
 		dir, names, err := r.objectNames(byte(first))
 		if err != nil {
 			return err
 		}
+		raw[0] = byte(first)
 		for _, name := range names {
-			d, err := ParseDigest(fmt.Sprintf("%02x%s", first, name))
-			if err != nil || d.Algorithm() != r.meta.alg {
+			if len(name) != hex.EncodedLen(len(raw)-1) {
 				continue
 			}
-			if err := fn(dir, name, d); err != nil {
+			if _, err := hex.Decode(raw[1:], []byte(name)); err != nil {
+				continue
+			}
+			if err := fn(dir, name, Digest(raw)); err != nil {
 				return err
 			}
 		}
