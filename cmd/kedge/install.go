@@ -43,8 +43,9 @@ func cmdInstall(e *env) *cli.Command {
 				"below it where it is to be a file system of its own.\n\n" +
 				"With --bootloader systemd-boot, the loader's program comes from the image and goes, with\n" +
 				"kernels and boot entries, to the EFI system partition, which is mounted at DIR/efi or\n" +
-				"DIR/boot/efi. With grub or none, boot entries are written to DIR/boot/loader for a loader\n" +
-				"that you bring and that reads them there.\n\n" +
+				"DIR/boot/efi. With grub, GRUB's program comes from the image too, and its menu stays in\n" +
+				"DIR/boot. With none, boot entries are written to DIR/boot/loader for a loader that you\n" +
+				"bring and that reads them there.\n\n" +
 				"With --backend auto, a DIR that has a backend keeps it; a new one gets what the image's label\n" +
 				"io.kedge.backend says, else composefs for an image that only that one boots, else ostree.\n\n" +
 				"The composefs backend keeps roots as images that fs-verity guards: the file system must have\n" +
