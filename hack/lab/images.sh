@@ -18,7 +18,7 @@ if command -v cargo >/dev/null; then
   recipes+=("chunked/large.sh" "chunked/build-cli.sh" "cfsctl.sh --path")
 fi
 if [ "${1:-}" = all ]; then
-  recipes+=("composefs-image.sh" "composefs-backend-image.sh" "packages.sh")
+  recipes+=("composefs-image.sh" "composefs-backend-image.sh" "packages.sh" "grub.sh")
 fi
 for r in "${recipes[@]}"; do
   began=$SECONDS
