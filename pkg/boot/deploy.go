@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -201,7 +203,16 @@ func (s *Sysroot) ImageKargs(d *Deployment) (karg.Args, error) {
 	return karg.LoadDir(root.FS(), s.arch())
 }
 
-// labels returns the labeler of a deployment's own policy, nil without one.
+// labels returns the labeler of a deployment's own policy, nil without one; root
+// is the deployment's. Loading it takes 30 ms, so one that was just made has it.
+func (d *Deployment) labels(root *os.Root) (Labeler, error) {
+	if d.policy != nil {
+		return *d.policy, nil
+	}
+	return labels(root)
+}
+
+// labels returns the labeler of the policy that a root has now, nil without one.
 func labels(root *os.Root) (Labeler, error) {
 	p, err := selinux.Load(root)
 	if p == nil || err != nil {
@@ -232,10 +243,13 @@ func (s *Sysroot) fillDeployment(ctx context.Context, d *Deployment, root *os.Ro
 	if err := s.seedVar(ctx, d, root); err != nil {
 		return fmt.Errorf("fill /var: %w", err)
 	}
-	// The policy as it is after the merge: local modules change it.
-	if lab, err = labels(root); err != nil {
-		return err
+	// What was merged may be of the policy.
+	if slices.ContainsFunc(changes, func(c etcmerge.Change) bool { return strings.HasPrefix(c.Path+"/", "selinux/") }) {
+		if lab, err = labels(root); err != nil {
+			return err
+		}
 	}
+	d.policy = &lab
 	if err := s.labelVar(d, lab); err != nil {
 		return fmt.Errorf("label /var: %w", err)
 	}

@@ -44,6 +44,7 @@ type Deployment struct {
 	entryFile string // its name in loader/entries, "" before the first Write
 	dev, ino  uint64
 	merging   time.Time // before its first merge of /etc read anything
+	policy    *Labeler  // of one that was just made: what its files are labelled by
 }
 
 // Name returns "CHECKSUM.SERIAL".

@@ -101,7 +101,7 @@ func (s *Sysroot) placeKernel(ctx context.Context, d *Deployment, k *Kernel) err
 		return err
 	}
 	defer root.Close()
-	lab, err := labels(root)
+	lab, err := d.labels(root)
 	if err != nil {
 		return err
 	}

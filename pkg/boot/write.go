@@ -318,7 +318,7 @@ func (s *Sysroot) prepareBoot(conf config, d *Deployment, i, n, version int, sho
 	if err != nil {
 		return nil, err
 	}
-	lab, err := labels(root)
+	lab, err := d.labels(root)
 	if err != nil {
 		return nil, err
 	}
