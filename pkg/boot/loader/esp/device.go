@@ -94,14 +94,18 @@ func (o Options) extended() (string, error) {
 
 // Blessable reports whether the partition that has the entries is mounted where
 // systemd-bless-boot looks for it: the extended one, where there is one, at /boot.
+// Only root can look at disks; for others what is mounted has to be enough.
 func Blessable(o Options) bool {
-	if device, err := o.extended(); err != nil || device != "" {
-		boot := filepath.Join(o.Dir, "boot")
-		mounted, merr := isMounted(boot, false)
-		fat, ferr := isFAT(boot)
-		return err == nil && merr == nil && ferr == nil && mounted && fat
+	if device, err := o.extended(); err != nil || device == "" {
+		return Mounted(o.Dir, o.AnyFilesystem)
 	}
-	return Mounted(o.Dir, o.AnyFilesystem)
+	boot := filepath.Join(o.Dir, "boot")
+	mounted, err := isMounted(boot, false)
+	if !mounted || err != nil {
+		return false
+	}
+	fat, err := isFAT(boot)
+	return fat && err == nil
 }
 
 // mount mounts a partition at no place: nobody else sees it, and it is gone with
@@ -110,7 +114,7 @@ func mount(device, what string, write bool) (_ *os.Root, err error) {
 	defer func() {
 		if err != nil {
 			kind := fault.Conflict
-			if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
+			if fault.KindOf(err) == fault.Denied || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
 				kind = fault.Denied
 			}
 			err = fault.New(kind, "mount it at /efi", "mount the %s %s: %w", what, device, err)
@@ -138,9 +142,5 @@ func mount(device, what string, write bool) (_ *os.Root, err error) {
 		return nil, err
 	}
 	defer func() { _ = unix.Close(mfd) }()
-	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", mfd))
-	if err == nil && write {
-		err = writable(root)
-	}
-	return root, err
+	return openRoot(fmt.Sprintf("/proc/self/fd/%d", mfd), write)
 }

@@ -56,11 +56,7 @@ func Open(o Options) (*os.Root, error) {
 				return nil, fmt.Errorf("open the EFI system partition: %w", err)
 			}
 		}
-		root, err := os.OpenRoot(dir)
-		if err == nil && o.Write {
-			err = writable(root)
-		}
-		return root, err
+		return openRoot(dir, o.Write)
 	}
 	if wrong != "" {
 		return nil, fault.New(fault.Conflict, "make a FAT file system on the partition (mkfs.vfat)", "%s is not a FAT file system, which the firmware could read", wrong)
@@ -132,6 +128,17 @@ func isFAT(dir string) (bool, error) {
 		return false, &fs.PathError{Op: "statfs", Path: dir, Err: err}
 	}
 	return st.Type == unix.MSDOS_SUPER_MAGIC, nil
+}
+
+func openRoot(dir string, write bool) (*os.Root, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil || !write {
+		return root, err
+	}
+	if err := writable(root); err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return root, nil
 }
 
 // writable refuses a partition that the kernel made read-only, as it does with a
