@@ -77,18 +77,27 @@ func aptCache(args ...string) []string {
 	return append([]string{"apt-cache", "-o", aptLists, "-o", "Dir::Cache=" + boxCache}, args...)
 }
 
+// update reads the repositories, unless the cache is to be enough.
+func (*apt) update(ctx context.Context, b *box) error {
+	if b.s.opt.CacheOnly {
+		return nil
+	}
+	out, err := b.run(ctx, aptGet("-o", "APT::Update::Error-Mode=any", "update"))
+	if err == nil && out.code != 0 {
+		err = aptFailure("read the repositories", out)
+	}
+	return err
+}
+
 func (e *apt) resolve(ctx context.Context, b *box, r *resolution) (*Lock, error) {
-	if !b.s.opt.CacheOnly {
-		out, err := b.run(ctx, aptGet("-o", "APT::Update::Error-Mode=any", "update"))
-		if err != nil {
-			return nil, err
-		}
-		if out.code != 0 {
-			return nil, aptFailure("read the repositories", out)
-		}
+	if err := e.update(ctx, b); err != nil {
+		return nil, err
 	}
 	args := []string{"install"}
-	args = append(args, r.install...)
+	if r.replacing {
+		args = append(args, "--allow-downgrades", "--allow-change-held-packages")
+	}
+	args = append(args, r.named()...)
 	args = append(args, r.paths...)
 	for _, n := range r.remove {
 		args = append(args, n+"-")
@@ -159,7 +168,7 @@ func parseSimulation(text string, r *resolution, lock *Lock) error {
 }
 
 func requested(r *resolution, name string) bool {
-	for _, n := range r.install {
+	for _, n := range r.named() {
 		if i := strings.IndexAny(n, ":=/"); i > 0 {
 			n = n[:i]
 		}
@@ -174,12 +183,7 @@ func requested(r *resolution, name string) bool {
 // repositories, several for a package that several have.
 func addChecksums(text string, r *resolution, lock *Lock) error {
 	for stanza := range strings.SplitSeq(text, "\n\n") {
-		f := make(map[string]string)
-		for line := range strings.Lines(stanza) {
-			if key, value, ok := strings.Cut(strings.TrimSpace(line), ": "); ok && line[0] != ' ' {
-				f[key] = value
-			}
-		}
+		f := fields(stanza)
 		size, err := strconv.ParseInt(f["Size"], 10, 64)
 		if err != nil {
 			continue // the stanza of the installed package
@@ -206,6 +210,17 @@ func addChecksums(text string, r *resolution, lock *Lock) error {
 		}
 	}
 	return nil
+}
+
+// fields are those of a deb822 stanza that have one line.
+func fields(stanza string) map[string]string {
+	f := make(map[string]string)
+	for line := range strings.Lines(stanza) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), ": "); ok && line[0] != ' ' {
+			f[key] = value
+		}
+	}
+	return f
 }
 
 func (*apt) inspect(ctx context.Context, b *box, file string) (Package, error) {
@@ -311,7 +326,7 @@ func aptFailure(doing string, out *outcome) error {
 	switch {
 	case has("is not valid yet (invalid for another", "is expired (invalid since"):
 		return fault.New(fault.Untrusted, "check this machine's clock (timedatectl), and whether the repository is still looked after", "%s: %s", doing, why)
-	case has("NO_PUBKEY", "GPG error", "is not signed", "BADSIG", "EXPKEYSIG", "Hash Sum mismatch", "cannot be authenticated", "not verified"):
+	case has("NO_PUBKEY", "GPG error", "is not signed", "BADSIG", "EXPKEYSIG", "Hash Sum mismatch", "File has unexpected size", "cannot be authenticated", "not verified"):
 		return fault.New(fault.Untrusted, "check the repository's key and signature", "%s: %s", doing, why)
 	case has("No space left on device", "don't have enough free space"):
 		return fault.New(fault.NoSpace, "", "%s: %s", doing, why)
@@ -324,6 +339,9 @@ func aptFailure(doing string, out *outcome) error {
 // unresolved is why the packages cannot be chosen.
 func (e *apt) unresolved(ctx context.Context, b *box, r *resolution, out *outcome) error {
 	for line := range strings.Lines(aptSaid(out)) {
+		if _, rest, ok := strings.Cut(line, "E: Version '"); ok {
+			return fault.New(fault.NotFound, "kedge pkg search shows the version that the repositories have", "no repository has the version '%s", strings.TrimSpace(rest))
+		}
 		for _, said := range []string{"E: Unable to locate package ", "E: Package '"} {
 			// Its progress may stand before it on the line.
 			_, rest, ok := strings.Cut(line, said)
@@ -381,4 +399,8 @@ func (*apt) checkName(name string) error {
 		return fault.New(fault.Usage, "give a name as apt-get takes it: NAME, NAME:ARCH or NAME=VERSION", "%.80q is not the name of a package", name)
 	}
 	return nil
+}
+
+func (*apt) packageOf(name string, base []Package) string {
+	return longestPrefix(name, base, func(_ Package, rest string) bool { return rest[0] == ':' || rest[0] == '=' })
 }

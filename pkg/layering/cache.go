@@ -98,38 +98,32 @@ func (s *Session) cacheDir(dir string) (bind, error) {
 	return bind{from: dir, to: boxCache, writable: true}, nil
 }
 
-// takeFiles copies the request's local files into the cache and has the package
-// manager say what they are.
-func (s *Session) takeFiles(ctx context.Context, b *box, files []string, r *resolution) error {
-	for i, file := range files {
-		name := fmt.Sprintf("%d.%s", i, packageSuffix[s.engine.name()])
-		if err := copyFile(file, s.path("files", name)); err != nil {
-			return err
-		}
-		p, err := s.engine.inspect(ctx, b, filepath.Join(boxFiles, name))
-		if err != nil {
-			return fmt.Errorf("%s: %w", file, err)
-		}
-		sum, err := fileDigest(s.path("files", name), digest.SHA256)
-		if err != nil {
-			return err
-		}
-		p.Checksum = sum.String()
-		st, err := os.Stat(s.path("files", name))
-		if err != nil {
-			return err
-		}
-		p.Size, p.Requested = st.Size(), true
-		if _, err := s.cached(p); err != nil {
-			return err
-		}
-		if err := copyFile(s.path("files", name), s.pool(p)); err != nil {
-			return err
-		}
-		r.files = append(r.files, p)
-		r.paths = append(r.paths, filepath.Join(boxFiles, name))
+// takeFile copies a local file into the cache and has the package manager say
+// what it is.
+func (s *Session) takeFile(ctx context.Context, b *box, file string) (*localFile, error) {
+	s.files++
+	name := fmt.Sprintf("%d.%s", s.files, packageSuffix[s.engine.name()])
+	f := &localFile{path: filepath.Join(boxFiles, name)}
+	if err := copyFile(file, s.path("files", name)); err != nil {
+		return nil, err
 	}
-	return nil
+	var err error
+	if f.Package, err = s.engine.inspect(ctx, b, f.path); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	sum, err := fileDigest(s.path("files", name), digest.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	st, err := os.Stat(s.path("files", name))
+	if err != nil {
+		return nil, err
+	}
+	f.Checksum, f.Size, f.Requested = sum.String(), st.Size(), true
+	if _, err := s.cached(f.Package); err != nil {
+		return nil, err
+	}
+	return f, copyFile(s.path("files", name), s.pool(f.Package))
 }
 
 func copyFile(from, to string) error {

@@ -73,6 +73,7 @@ type dnfAnswer struct {
 		Path string `json:"path"` // of a local file, in the box
 	} `json:"install"`
 	Remove []Package `json:"remove"`
+	Found  []Found   `json:"found"` // "search"
 }
 
 // call runs the program in a box.
@@ -107,6 +108,8 @@ func dnfFailure(a *dnfAnswer) error {
 		return nil
 	case "not found":
 		return noSuchPackage(a.Message, a.Known)
+	case "gone":
+		return goneMeanwhile(a.Message)
 	case "untrusted":
 		return fault.New(fault.Untrusted, "resolve again, and check the repository's key and checksums", "%s", a.Message)
 	case "unavailable":
@@ -119,7 +122,8 @@ func dnfFailure(a *dnfAnswer) error {
 
 func (e *dnf) resolve(ctx context.Context, b *box, r *resolution) (*Lock, error) {
 	a, _, err := e.call(ctx, b, "resolve", map[string]any{
-		"cache": boxCache, "cacheonly": b.s.opt.CacheOnly, "install": orEmpty(r.install), "paths": orEmpty(r.paths), "remove": orEmpty(r.remove),
+		"cache": boxCache, "cacheonly": b.s.opt.CacheOnly, "refresh": true, "install": orEmpty(slices.Concat(r.install, r.exact)), "upgrade": orEmpty(r.upgrade),
+		"paths": orEmpty(r.paths), "remove": orEmpty(r.remove),
 	})
 	if err != nil {
 		return nil, err
@@ -234,4 +238,10 @@ func (*dnf) checkName(name string) error {
 		return fault.New(fault.Usage, "give a name as dnf takes it: NAME, NAME-VERSION, NAME.ARCH, a provide or the path of a file", "%.80q is not the name of a package", name)
 	}
 	return nil
+}
+
+func (*dnf) packageOf(name string, base []Package) string {
+	return longestPrefix(name, base, func(p Package, rest string) bool {
+		return rest == "."+p.Arch || len(rest) > 1 && rest[0] == '-' && rest[1] >= '0' && rest[1] <= '9'
+	})
 }

@@ -1,6 +1,6 @@
 # Runs inside an image, with its own Python, dnf and rpm: dnf.go starts it.
 #
-# usage: dnf.py resolve|fetch|transact < REQUEST
+# usage: dnf.py resolve|search|fetch|transact < REQUEST
 # The request and the answer (on descriptor 3) are JSON; an error is an answer
 # {"error": KIND, "message": TEXT, …} with the kinds of pkg/fault.
 
@@ -46,6 +46,8 @@ def open_base(spec):
     base.read_all_repos()
     for repo in base.repos.iter_enabled():
         repo.skip_if_unavailable = False
+        if spec.get('refresh') and not base.conf.cacheonly:
+            repo._repo.expire()
     try:
         base.fill_sack(load_system_repo=True)
     except dnf.exceptions.RepoError as e:
@@ -74,13 +76,18 @@ def resolve(spec):
         except dnf.exceptions.MarkingError:
             known = sorted({p.name for p in base.sack.query().available()})
             raise Failure('not found', name, known=known)
+    for name in spec['upgrade']:
+        try:
+            base.upgrade(name)
+        except dnf.exceptions.MarkingError:
+            pass  # no repository has it
     for name in spec['remove']:
         base.remove(name)
     try:
         base.resolve(allow_erasing=True)
     except dnf.exceptions.DepsolveError as e:
         raise Failure('conflict', str(e))
-    requested = {str(p) for name in spec['install'] for p in dnf.subject.Subject(name).get_best_query(base.sack)}
+    requested = {str(p) for name in spec['install'] + spec['upgrade'] for p in dnf.subject.Subject(name).get_best_query(base.sack)}
     install, remove, replaced = [], [], {}
     for item in base.transaction:
         if item.action == dnf.transaction.PKG_REINSTALLED:
@@ -108,6 +115,17 @@ def resolve(spec):
     }
 
 
+def search(spec):
+    base = open_base(spec)
+    found = []
+    for p in base.sack.query().available().latest():
+        text = '%s\n%s' % (p.name, p.summary)
+        if all(word.lower() in text.lower() for word in spec['words']):
+            found.append({'name': p.name, 'version': version(p), 'arch': p.arch, 'repository': p.reponame,
+                          'size': p.downloadsize, 'summary': p.summary})
+    return {'found': found}
+
+
 def item_replaces(new, old):
     # Packages that may be installed several times (kernels) replace nothing.
     return not any(p.startswith('installonlypkg(') for p in map(str, new.provides))
@@ -119,8 +137,10 @@ def fetch(spec):
     base.conf.destdir = spec['packages']
     wanted = []
     for p in spec['install']:
-        found = [q for q in base.sack.query().available().filter(name=p['name'], arch=p['arch'])
-                 if version(q) == p['version'] and checksum(q) == p['checksum']]
+        named = [q for q in base.sack.query().available().filter(name=p['name'], arch=p['arch']) if version(q) == p['version']]
+        if not named:
+            raise Failure('gone', '%s %s' % (p['name'], p['version']))
+        found = [q for q in named if checksum(q) == p['checksum']]
         if not found:
             raise Failure('untrusted', 'no repository has %s %s with the checksum %s any more' % (p['name'], p['version'], p['checksum']))
         wanted.append(found[0])
@@ -234,7 +254,7 @@ class Run:
 def main():
     spec = json.load(sys.stdin)
     try:
-        answer = {'resolve': resolve, 'fetch': fetch, 'transact': transact}[sys.argv[1]](spec)
+        answer = {'resolve': resolve, 'search': search, 'fetch': fetch, 'transact': transact}[sys.argv[1]](spec)
     except Failure as e:
         answer = e.answer
     with os.fdopen(3, 'w') as f:

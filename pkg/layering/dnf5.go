@@ -74,7 +74,7 @@ type storedPackage struct {
 
 func (e *dnf5) resolve(ctx context.Context, b *box, r *resolution) (*Lock, error) {
 	lock := &Lock{Engine: e.name()}
-	if len(r.install)+len(r.paths)+len(r.remove) == 0 {
+	if len(r.named())+len(r.paths)+len(r.remove) == 0 {
 		return lock, nil
 	}
 	dir := filepath.Join(b.s.opt.Cache, e.name(), dnf5Stored)
@@ -83,8 +83,11 @@ func (e *dnf5) resolve(ctx context.Context, b *box, r *resolution) (*Lock, error
 		return nil, err
 	}
 	args := []string{"do", "--allowerasing", "--store=" + path.Join(boxCache, dnf5Stored)}
-	if wanted := slices.Concat(r.install, r.paths); len(wanted) > 0 {
+	if wanted := slices.Concat(r.install, r.exact, r.paths); len(wanted) > 0 {
 		args = append(append(args, "--action=install"), wanted...)
+	}
+	if len(r.upgrade) > 0 {
+		args = append(append(args, "--action=upgrade"), r.upgrade...)
 	}
 	if len(r.remove) > 0 {
 		args = append(append(args, "--action=remove"), r.remove...)
@@ -185,7 +188,7 @@ func (e *dnf5) readStored(dir string, stored *storedTransaction, r *resolution, 
 		}
 		p.Checksum, p.Size = sum.String(), st.Size()
 		p.Repository = strings.TrimSuffix(strings.TrimPrefix(s.Repo, "@stored_transaction("), ")")
-		p.Requested = slices.ContainsFunc(r.install, func(n string) bool {
+		p.Requested = slices.ContainsFunc(r.named(), func(n string) bool {
 			return n == p.Name || strings.HasPrefix(n, p.Name+"-") || strings.HasPrefix(n, p.Name+".")
 		})
 		p.Requested = p.Requested || s.Reason == "User" && s.Action == "Install"
@@ -255,6 +258,9 @@ func (e *dnf5) failure(ctx context.Context, b *box, out *outcome) error {
 	return dnfFailure(&dnfAnswer{Error: kind, Message: strings.TrimSpace(lastLines(why, 20))})
 }
 
+// noPackage is what "download" says of a package that no repository has.
+var noPackage = regexp.MustCompile(`(?:No match for argument: |No package ")([^\s"]+)`)
+
 func (e *dnf5) fetch(ctx context.Context, b *box, l *Lock) error {
 	args := []string{"download", "--destdir=" + boxPackages}
 	for _, p := range l.Install {
@@ -265,9 +271,8 @@ func (e *dnf5) fetch(ctx context.Context, b *box, l *Lock) error {
 		return err
 	}
 	if out.code != 0 {
-		if _, rest, ok := strings.Cut(out.tail, "No match for argument: "); ok {
-			name, _, _ := strings.Cut(rest, "\n")
-			return fault.New(fault.Untrusted, "resolve again: the repository changed meanwhile", "no repository has %s any more", name)
+		if m := noPackage.FindStringSubmatch(out.tail); m != nil {
+			return goneMeanwhile(m[1])
 		}
 		return e.failure(ctx, b, out)
 	}

@@ -27,6 +27,9 @@ type engine interface {
 	// resolve has the manager choose for the request, with fresh metadata in
 	// boxCache. The root is read-only.
 	resolve(ctx context.Context, b *box, r *resolution) (*Lock, error)
+	// search lists what the repositories have whose name or summary has the words,
+	// with fresh metadata in boxCache.
+	search(ctx context.Context, b *box, words []string) ([]Found, error)
 	// inspect says what a local package file is; what is none is a fault.Usage.
 	inspect(ctx context.Context, b *box, file string) (Package, error)
 	// fetch brings the lock's packages from their repositories to boxPackages.
@@ -44,6 +47,9 @@ type engine interface {
 	transient(path string) bool
 	// checkName says what is wrong with the name of a requested package.
 	checkName(name string) error
+	// packageOf returns the name of the base's package that a name with a version
+	// or an architecture means; where there is none, the name as it is.
+	packageOf(name string, base []Package) string
 }
 
 // resolution is a request as an engine sees it in its box.
@@ -52,12 +58,25 @@ type resolution struct {
 	files   []Package // local files: name, version, architecture, checksum; Repository is ""
 	paths   []string  // of files, in the box
 	remove  []string
+	upgrade []string  // packages of the base, to the newest version of the repositories
+	exact   []string  // packages of the base, with the version to have
 	base    []Package // the database before
+	// replacing: versions of the base may go back.
+	replacing bool
 }
 
-func (r *resolution) inBase(name string) bool {
-	return slices.ContainsFunc(r.base, func(p Package) bool { return p.Name == name })
+// ofBase returns a package of the base; nil for none.
+func (r *resolution) ofBase(name string) *Package {
+	if i := slices.IndexFunc(r.base, func(p Package) bool { return p.Name == name }); i >= 0 {
+		return &r.base[i]
+	}
+	return nil
 }
+
+func (r *resolution) inBase(name string) bool { return r.ofBase(name) != nil }
+
+// named are the packages that are asked for by name.
+func (r *resolution) named() []string { return slices.Concat(r.install, r.exact, r.upgrade) }
 
 // detect finds the package manager of a root: its programs, and the database
 // with the root's own packages. Debian's images may have dnf as a tool beside
@@ -220,4 +239,10 @@ func noSuchPackage(name string, known []string) error {
 		hint = "did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return fault.New(fault.NotFound, hint, "no repository has a package %s", name)
+}
+
+// goneMeanwhile is the error for a package that was chosen and is not there to be
+// fetched.
+func goneMeanwhile(name string) error {
+	return fault.New(fault.Unavailable, "try again: the repository changed meanwhile", "no repository has %s any more", name)
 }

@@ -1,6 +1,7 @@
 package layering_test
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"io/fs"
 	"net"
@@ -21,7 +22,8 @@ import (
 const sentinel = "/tmp/kedge-lab-sentinel"
 
 // machine sums up what a scriptlet could change outside of its sandbox: every
-// inode of the base and of the host's /etc, the sentinel, what the kernel keeps.
+// inode and every content of the base and of the host's /etc, the sentinel, what
+// the kernel keeps.
 func machine(t *testing.T, dirs ...string) string {
 	t.Helper()
 	var h strings.Builder
@@ -34,7 +36,15 @@ func machine(t *testing.T, dirs ...string) string {
 			if err := unix.Lstat(path, &st); err != nil {
 				return err
 			}
-			fmt.Fprintln(&h, path, st.Mode, st.Uid, st.Gid, st.Size, st.Ino, st.Mtim, st.Ctim)
+			fmt.Fprint(&h, path, st.Mode, st.Uid, st.Gid, st.Size, st.Ino, st.Mtim, st.Ctim)
+			if st.Mode&unix.S_IFMT == unix.S_IFREG {
+				content, err := os.ReadFile(path)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(&h, " %x", sha256.Sum256(content))
+			}
+			fmt.Fprintln(&h)
 			return nil
 		})
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,7 +51,10 @@ func derive(base BaseImage, req Request, lock *Lock, layer *Layer) (*derivedByte
 	labels := make(map[string]string)
 	maps.Copy(labels, c.Config.Labels)
 	labels[LabelBase], labels[LabelFormat] = base.Digest, Format
-	req.Files = nil
+	req.Files, req.Replace = nil, slices.Clone(req.Replace)
+	for i := range req.Replace {
+		req.Replace[i].File = ""
+	}
 	for key, v := range map[string]any{LabelRequest: req, LabelLock: lock} {
 		b, err := json.Marshal(v)
 		if err != nil {

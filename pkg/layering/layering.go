@@ -61,9 +61,10 @@ type Options struct {
 
 // Request is what a host asked for.
 type Request struct {
-	Install []string // names as the package manager takes them: NAME, NAME=VERSION (apt), NAME-VERSION or a provide (dnf)
-	Files   []string // paths of local package files
-	Remove  []string // names of packages of the base that are to go
+	Install []string      // names as the package manager takes them: NAME, NAME=VERSION (apt), NAME-VERSION or a provide (dnf)
+	Files   []string      // paths of local package files
+	Remove  []string      // names of packages of the base that are to go
+	Replace []Replacement `json:",omitempty"`
 	// Initramfs has the initramfs made anew; nil keeps the image's own, unless a
 	// kernel changes.
 	Initramfs *Initramfs `json:",omitempty"`
@@ -88,9 +89,11 @@ type Lock struct {
 	Engine  string    `json:"engine"`           // "apt" or "dnf"
 	Install []Package `json:"install"`          // ordered by name and architecture
 	Remove  []Package `json:"remove,omitempty"` // packages of the base
-	// Inactive are the names of the request that the base has already; they
-	// stay at the base's version.
-	Inactive  []string   `json:"inactive,omitempty"`
+	// Inactive are the names of the request that the base has already, which
+	// stay at its version, and those to remove that it does not have.
+	Inactive []string `json:"inactive,omitempty"`
+	// Replaced is what became of the request's Replace, in its order.
+	Replaced  []Replaced `json:"replaced,omitempty"`
 	Initramfs *Initramfs `json:"initramfs,omitempty"`
 	// Accounts are the users and groups that the packages made when the lock
 	// was first used, so that their numbers stay the same on the next base.

@@ -143,10 +143,15 @@ var hostFiles = []string{
 
 // hostEtc copies what resolving needs of the host into a preparation of its
 // own, which the transaction never sees.
-func (s *Session) hostEtc() error {
+func (s *Session) hostEtc() (err error) {
 	if _, err := os.Stat(s.path(netUpper)); err == nil {
 		return nil
 	}
+	defer func() {
+		if err != nil { // not the half of it
+			err = errors.Join(err, os.RemoveAll(s.path(netUpper)))
+		}
+	}()
 	mnt, err := s.stack(netUpper, prepUpper)
 	if err != nil {
 		return err

@@ -36,7 +36,10 @@ func TestRefusedRequests(t *testing.T) {
 			{layering.Request{Install: []string{"$(id)"}}, fault.Usage, "not the name"},
 			{layering.Request{Install: []string{"lab-*"}}, fault.Usage, "not the name"},
 			{layering.Request{Install: []string{""}}, fault.Usage, "not the name"},
-			{layering.Request{Remove: []string{"lab-nowhere"}}, fault.NotFound, "lab-nowhere"},
+			{layering.Request{Replace: []layering.Replacement{{Name: "lab-tool;id"}}}, fault.Usage, "not the name"},
+			{layering.Request{Replace: []layering.Replacement{{Name: "lab-tool"}}, Remove: []string{"lab-tool"}}, fault.Conflict, "to be removed"},
+			{layering.Request{Replace: []layering.Replacement{{Name: w.version("lab-tool", "9")}}}, fault.NotFound, "9"},
+			{layering.Request{Replace: []layering.Replacement{{File: noPackage}}}, fault.Usage, "not a"},
 			{layering.Request{Files: []string{noPackage}}, fault.Usage, "not a"},
 			{layering.Request{Files: []string{noPackage + "-missing"}}, fault.NotFound, "missing"},
 			{layering.Request{Files: []string{t.TempDir()}}, fault.Usage, "not a file"},
@@ -232,6 +235,81 @@ func TestNoSpaceForCache(t *testing.T) {
 			t.Errorf("a cache of 64 KiB: %v (%v), want no space", err, fault.KindOf(err))
 		}
 	})
+}
+
+// TestFullAtEachStep: a disk that is full at a step ends that step and no other
+// thing; with space, the same session goes on.
+func TestFullAtEachStep(t *testing.T) {
+	if os.Getenv("KEDGE_NIGHTLY") == "" {
+		t.Skip("eight runs of each package manager; KEDGE_NIGHTLY=1")
+	}
+	each(t, func(t *testing.T, w *world) {
+		disk := t.TempDir()
+		if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=400m"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+		w.cache, w.work = filepath.Join(disk, "cache"), filepath.Join(disk, "work")
+		layout := layering.Layout{Root: openRoot(t, disk)}
+		base, _ := w.baseImage(t)
+		s := w.open(t)
+		defer w.close(t, s)
+		req := layering.Request{Install: []string{"lab-link"}}
+		var lock *layering.Lock
+		var layer *layering.Layer
+		for _, step := range []struct {
+			name string
+			run  func() (err error)
+		}{
+			{"resolve", func() (err error) { lock, err = s.Resolve(t.Context(), req); return err }},
+			{"fetch", func() error {
+				// One manager fetches while it chooses.
+				if err := os.RemoveAll(filepath.Join(w.cache, "packages")); err != nil {
+					return err
+				}
+				return s.Fetch(t.Context(), lock)
+			}},
+			{"make", func() (err error) { layer, err = s.Make(t.Context(), lock); return err }},
+			{"add", func() error { _, err := layout.Add("full", base, req, lock, layer); return err }},
+		} {
+			full := filepath.Join(disk, "full")
+			fill(t, full)
+			if err := step.run(); fault.KindOf(err) != fault.NoSpace {
+				t.Errorf("%s on a full disk: %v (%v), want no space", step.name, err, fault.KindOf(err))
+			}
+			if err := os.Remove(full); err != nil {
+				t.Fatal(err)
+			}
+			if err := step.run(); err != nil {
+				t.Fatalf("%s with space again: %v", step.name, err)
+			}
+		}
+	})
+}
+
+func openRoot(t *testing.T, dir string) *os.Root {
+	t.Helper()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	return root
+}
+
+// fill writes a file until its file system is full.
+func fill(t *testing.T, name string) {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for chunk := make([]byte, 1<<20); len(chunk) > 0; {
+		if _, err := f.Write(chunk); err != nil {
+			chunk = chunk[:len(chunk)/2]
+		}
+	}
 }
 
 // TestClock: apt's repositories say when they are good.

@@ -33,6 +33,7 @@ type Session struct {
 	engine engine
 	// kernelFiles are the parts of /proc that are covered in a box.
 	kernelFiles []string
+	files       int // local packages that were taken
 	calls       chan func()
 	ended       chan struct{}
 }

@@ -32,7 +32,13 @@ func (s *Session) Packages(ctx context.Context) (list []Package, err error) {
 // or the request forbids it, Usage for a name or file that is none, Unavailable
 // and Untrusted for repositories that cannot be reached or believed.
 func (s *Session) Resolve(ctx context.Context, req Request) (lock *Lock, err error) {
-	for _, n := range slices.Concat(req.Install, req.Remove) {
+	names := slices.Concat(req.Install, req.Remove)
+	for _, w := range req.Replace {
+		if w.File == "" {
+			names = append(names, w.Name)
+		}
+	}
+	for _, n := range names {
 		if err := s.engine.checkName(n); err != nil {
 			return nil, err
 		}
@@ -43,7 +49,7 @@ func (s *Session) Resolve(ctx context.Context, req Request) (lock *Lock, err err
 			return err
 		}
 		defer done()
-		r := &resolution{remove: req.Remove}
+		r := &resolution{}
 		if r.base, err = s.engine.query(ctx, b); err != nil {
 			return err
 		}
@@ -55,16 +61,31 @@ func (s *Session) Resolve(ctx context.Context, req Request) (lock *Lock, err err
 				r.install = append(r.install, n)
 			}
 		}
-		if err := s.takeFiles(ctx, b, req.Files, r); err != nil {
-			return err
-		}
 		for _, n := range req.Remove {
-			if !r.inBase(n) {
-				return fault.New(fault.NotFound, "kedge removes packages of the base image only", "the base has no package %s", n)
+			if r.inBase(n) {
+				r.remove = append(r.remove, n)
+			} else {
+				inactive = append(inactive, n)
 			}
 		}
-		if lock, err = s.engine.resolve(ctx, b, r); err != nil {
-			return s.orFull(err)
+		for _, file := range req.Files {
+			f, err := s.takeFile(ctx, b, file)
+			if err != nil {
+				return err
+			}
+			r.files, r.paths = append(r.files, f.Package), append(r.paths, f.path)
+		}
+		replacing, err := s.takeReplacements(ctx, b, &req, r)
+		if err != nil {
+			return err
+		}
+		for good := false; !good; good = replacing.took(s, r, lock) {
+			if lock, err = s.engine.resolve(ctx, b, r); err != nil {
+				return s.orFull(err)
+			}
+		}
+		if len(req.Replace) > 0 {
+			lock.Replaced = replacing.found
 		}
 		lock.Inactive, lock.Initramfs = inactive, req.Initramfs
 		replaceKernels(lock, r.base)

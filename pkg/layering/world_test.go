@@ -69,13 +69,19 @@ func newWorld(t testing.TB, tool string) *world {
 	made := packages(t)
 	engine := strings.TrimSuffix(tool, "5")
 	w := &world{tool: tool, engine: engine, made: made, work: t.TempDir(), cache: t.TempDir(), etc: t.TempDir()}
-	if scratch.roots[tool] == "" {
-		scratch.roots[tool] = unpack(t, filepath.Join(made, tool+".tar"), filepath.Join(scratch.dir, tool))
-	}
-	w.base = layering.Base{Root: scratch.roots[tool], Created: created}
+	w.base = layering.Base{Root: labRoot(t, made, tool), Created: created}
 	w.repo = serve(t, filepath.Join(made, map[string]string{"apt": "deb", "dnf": "rpm"}[engine]))
 	w.configure(t, w.repo.URL)
 	return w
+}
+
+// labRoot unpacks a root of the lab, once for all tests.
+func labRoot(t testing.TB, made, tool string) string {
+	t.Helper()
+	if scratch.roots[tool] == "" {
+		scratch.roots[tool] = unpack(t, filepath.Join(made, tool+".tar"), filepath.Join(scratch.dir, tool))
+	}
+	return scratch.roots[tool]
 }
 
 // packages returns what hack/lab/packages.sh makes.
