@@ -12,7 +12,8 @@ type Packages struct {
 	// Replaced are those of Layered in whose place the base image has another
 	// version, and what rpm-ostree recorded as replaced.
 	Replaced []string `json:"replaced"`
-	// Inactive are requested names that the base image has already.
+	// Inactive are requested names that the base image has already, and
+	// overrides that this base image does not need.
 	Inactive []string `json:"inactive,omitempty"`
 	// Required are those without which an update is not made.
 	Required []string `json:"required,omitempty"`
@@ -63,6 +64,46 @@ type PackageList struct {
 	Inactive  []string         `json:"inactive"`
 	LeftOut   []PackageLeftOut `json:"leftOut"`
 	Layered   []Package        `json:"layered"`
+	// Overrides are packages of the base image that are to go, or to have another
+	// version.
+	Overrides []PackageOverride `json:"overrides"`
 	// All are the packages in the root's database; null where not asked for.
 	All []Package `json:"all"`
+}
+
+// PackageOverride is a package of the base image that is to go, or to have
+// another version.
+type PackageOverride struct {
+	// Name is what was asked for: a name, maybe with a version, or
+	// NAME-VERSION.ARCH of a package file.
+	Name   string `json:"name"`
+	Change string `json:"change"` // removed or replaced
+	// From is the base image's version, To the one in its place; "" for none.
+	From string `json:"from,omitempty"`
+	To   string `json:"to,omitempty"`
+	// State is active; inactive where the base image lacks the package or has a
+	// newer version; or leftOut where this base image cannot take it.
+	State string `json:"state"`
+}
+
+// The changes and states of a PackageOverride.
+const (
+	OverrideRemoved  = "removed"
+	OverrideReplaced = "replaced"
+
+	OverrideActive   = "active"
+	OverrideInactive = "inactive"
+	OverrideLeftOut  = "leftOut"
+)
+
+// PackageFound is a package of the repositories.
+type PackageFound struct {
+	Name       string `json:"name"`
+	Version    string `json:"version"` // the newest
+	Arch       string `json:"arch"`
+	Repository string `json:"repository,omitempty"` // apt does not say
+	Size       int64  `json:"size,omitempty"`       // of the package file, bytes
+	Summary    string `json:"summary"`              // one line
+	// Installed is the version that the next boot has; left out where it has none.
+	Installed string `json:"installed,omitempty"`
 }

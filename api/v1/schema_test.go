@@ -43,7 +43,7 @@ func TestSchemas(t *testing.T) {
 	}
 	for name, v := range map[string]any{
 		"host-v1": v1.Host{}, "plan-v1": v1.Plan{}, "history-v1": v1.HistoryEntry{}, "deploymenthistory-v1": v1.DeploymentHistory{}, "error-v1": v1.ErrorReport{},
-		"result-v1": v1.Result{}, "packagelist-v1": v1.PackageList{}, "health-v1": v1.HealthStatus{}, "quarantined-v1": v1.Quarantined{}, "image-v1": v1.StoredImage{}, "filechange-v1": v1.FileChange{}, "packagediff-v1": v1.PackageDiff{}, "check-v1": v1.Check{}, "cleanup-v1": v1.Cleanup{},
+		"result-v1": v1.Result{}, "packagelist-v1": v1.PackageList{}, "packagefound-v1": v1.PackageFound{}, "health-v1": v1.HealthStatus{}, "quarantined-v1": v1.Quarantined{}, "image-v1": v1.StoredImage{}, "filechange-v1": v1.FileChange{}, "packagediff-v1": v1.PackageDiff{}, "check-v1": v1.Check{}, "cleanup-v1": v1.Cleanup{},
 		"etcchange-v1": v1.EtcChange{}, "etcreset-v1": v1.EtcReset{}, "karg-v1": v1.Karg{},
 		"digest-v1": v1.ImageDigest{}, "digestcomparison-v1": v1.DigestComparison{},
 	} {

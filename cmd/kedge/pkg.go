@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -21,13 +20,14 @@ func cmdPkg(e *env) *cli.Command {
 			"package manager in a sandbox, and stay over upgrades. A change makes a new deployment;\n" +
 			"rollback leads back.",
 		UsageText:   "kedge pkg add htop",
-		Subcommands: []*cli.Command{cmdPkgAdd(e), cmdPkgRemove(e), cmdPkgList(e)},
+		Subcommands: []*cli.Command{cmdPkgAdd(e), cmdPkgRemove(e), cmdPkgList(e), cmdPkgSearch(e), cmdPkgOverride(e), cmdPkgRefresh(e)},
 	}
 }
 
 type pkgOptions struct {
 	host.PackagesOptions
 	Also        cli.StringSlice // the other direction in the same transaction
+	Install     cli.StringSlice // packages to add in it
 	Apply       bool
 	Unchanged77 bool
 	Yes         bool
@@ -82,6 +82,10 @@ func runPkg(ctx context.Context, e *env, opts pkgOptions, operands []string) err
 	if len(operands) == 0 {
 		return fault.New(fault.Usage, "kedge "+opts.Verb+" --help shows what it takes", "%s: NAME is missing", opts.Verb)
 	}
+	return runPkgChange(ctx, e, opts)
+}
+
+func runPkgChange(ctx context.Context, e *env, opts pkgOptions) error {
 	if opts.DryRun && opts.DownloadOnly || opts.Apply && (opts.DryRun || opts.DownloadOnly) {
 		return fault.New(fault.Usage, "leave one of them out", "%s: --dry-run, --download-only and --apply exclude each other", opts.Verb)
 	}
@@ -132,57 +136,8 @@ func packagesChangeText(c *v1.PackageChange) string {
 		bytes += p.Size
 	}
 	for _, name := range c.Inactive {
-		fmt.Fprintf(&b, "= %s is in the image already\n", oneLine(name))
+		fmt.Fprintf(&b, "= %s: nothing to do on this image\n", oneLine(name))
 	}
 	fmt.Fprintf(&b, "%s on the image, %s of package files.\n", count(len(c.Layered), "package"), size(bytes))
 	return b.String()
-}
-
-func cmdPkgList(e *env) *cli.Command {
-	var requested, layered, all bool
-	return &cli.Command{
-		Name: "list", Usage: "list the packages that the next boot has on the image",
-		Description: "Without a flag: what was asked for, and every package that is on the image for it.\n" +
-			"--all runs the image's package manager, which needs root.",
-		UsageText: "kedge pkg list --json",
-		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "requested", Usage: "only what was asked for", Destination: &requested},
-			&cli.BoolFlag{Name: "layered", Usage: "only what is on the image", Destination: &layered},
-			&cli.BoolFlag{Name: "all", Usage: "every package of the root, the image's too", Destination: &all},
-		},
-		Action: withoutOperands(func(c *cli.Context) error { return runPkgList(c.Context, e, requested, layered, all) }),
-	}
-}
-
-func runPkgList(ctx context.Context, e *env, requested, layered, all bool) error {
-	read := func(h *host.Host, ctx context.Context) (*v1.PackageList, error) { return h.Packages(ctx, all) }
-	return show(ctx, e, all && os.Geteuid() == 0, read, func(list *v1.PackageList) string {
-		return packageListText(list, requested, layered, all)
-	})
-}
-
-func packageListText(list *v1.PackageList, requested, layered, all bool) string {
-	var rows [][]string
-	row := func(cells ...string) { rows = append(rows, cells) }
-	packages := list.Layered
-	if all {
-		packages = list.All
-	}
-	if !layered && !all {
-		for _, name := range list.Requested {
-			row(name, "requested", "")
-		}
-		for _, name := range list.Inactive {
-			row(name, "inactive", "the image has it")
-		}
-		for _, p := range list.LeftOut {
-			row(p.Name, "left out", p.Reason)
-		}
-	}
-	if !requested {
-		for _, p := range packages {
-			row(p.Name, p.Version, p.Arch)
-		}
-	}
-	return columns(rows)
 }

@@ -214,7 +214,7 @@ func packagesText(p *v1.Packages) string {
 	for _, g := range []struct {
 		word  string
 		names []string
-	}{{"requested", p.Requested}, {"in the image already", p.Inactive}, {"removed", p.Removed}, {"replaced", p.Replaced}} {
+	}{{"requested", p.Requested}, {"inactive", p.Inactive}, {"removed", p.Removed}, {"replaced", p.Replaced}} {
 		if len(g.names) > 0 {
 			parts = append(parts, g.word+" "+strings.Join(g.names, " "))
 		}

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -20,12 +19,20 @@ import (
 
 // PackagesOptions say how the packages of a host are to change.
 type PackagesOptions struct {
-	Verb string // "pkg add" or "pkg remove", for messages and the history
+	Verb string // such as "pkg add", for messages and the history
 	// Add are names as the image's package manager takes them, and package files
 	// (.deb, .rpm).
 	Add []string
 	// Remove are names that were added.
 	Remove []string
+	// Replace are packages of the base that are to have another version: names,
+	// for the repositories' newest or with a version, and package files.
+	// OverrideRemove are those that are to go. Reset takes back what was asked for
+	// of some, ResetAll of all.
+	Replace, OverrideRemove, Reset []string
+	ResetAll                       bool
+	// Refresh chooses again from what the repositories have now.
+	Refresh bool
 	// Required: an update is not made on an image that cannot take what is added.
 	Required bool
 	// Idempotent: what is there already, or not there, is no error.
@@ -60,14 +67,14 @@ func (h *Host) changePackages(ctx context.Context, o PackagesOptions) (*v1.Resul
 	if err != nil {
 		return nil, err
 	}
-	if sameIntent(wants, d.origin.wants) && d.packagesDone() {
+	if wants.empty() && d.origin.wants.empty() || !o.Refresh && sameIntent(wants, d.origin.wants) && d.packagesDone() {
 		return &v1.Result{Operation: o.Verb, ID: d.id, Image: d.status(), Staged: d.staged, DownloadOnly: d.downloadOnly}, nil
 	}
 	root, image, err := h.store.Base(d)
 	if err != nil {
 		return nil, err
 	}
-	lo := layerOptions{before: d, cacheOnly: o.CacheOnly}
+	lo := layerOptions{before: d, update: o.Refresh, refresh: o.Refresh, cacheOnly: o.CacheOnly, asked: o.asked()}
 	switch {
 	case o.DryRun:
 		lo.stop = afterResolve
@@ -80,6 +87,9 @@ func (h *Host) changePackages(ctx context.Context, o PackagesOptions) (*v1.Resul
 	}
 	if lo.stop != 0 {
 		return &v1.Result{Operation: o.Verb, ID: d.id, Image: d.status(), Packages: layered.change(d), DownloadOnly: o.DownloadOnly}, nil
+	}
+	if o.Refresh && layered.sameAs(d) {
+		return &v1.Result{Operation: o.Verb, ID: d.id, Image: d.status(), Staged: d.staged, DownloadOnly: d.downloadOnly, Warnings: layered.warnings}, nil
 	}
 	h.cfg.Progress.Step(v1.TaskStaging, "Deploying the image")
 	r, err := h.deploy(ctx, o.Verb, list, deployRequest{
@@ -101,7 +111,8 @@ func (h *Host) changePackages(ctx context.Context, o PackagesOptions) (*v1.Resul
 // apply returns an intent with the changes made to it.
 func (o PackagesOptions) apply(was packageIntent) (packageIntent, error) {
 	now := packageIntent{
-		install: slices.Clone(was.install), files: slices.Clone(was.files), remove: was.remove, required: slices.Clone(was.required),
+		install: slices.Clone(was.install), files: slices.Clone(was.files), remove: slices.Clone(was.remove),
+		replace: slices.Clone(was.replace), required: slices.Clone(was.required),
 	}
 	for _, name := range o.Remove {
 		n := len(now.install) + len(now.files)
@@ -109,7 +120,7 @@ func (o PackagesOptions) apply(was packageIntent) (packageIntent, error) {
 		now.files = slices.DeleteFunc(now.files, func(f localPackage) bool { return f.is(name) })
 		now.required = slices.DeleteFunc(now.required, func(s string) bool { return s == name || localPackage{name: s}.is(name) })
 		if len(now.install)+len(now.files) == n && !o.Idempotent {
-			return now, fault.New(fault.NotFound, "kedge pkg list shows what was added; --idempotent ignores the rest", "the package %s was not added to this host", name)
+			return now, fault.New(fault.NotFound, "kedge pkg list shows what was added; kedge pkg override remove takes away what the image has", "the package %s was not added to this host", name)
 		}
 	}
 	for _, name := range o.Add {
@@ -135,7 +146,8 @@ func (o PackagesOptions) apply(was packageIntent) (packageIntent, error) {
 			now.required = append(now.required, name)
 		}
 	}
-	return now, nil
+	err := o.override(&now)
+	return now, err
 }
 
 func isPackageFile(operand string) bool {
@@ -176,12 +188,19 @@ func (f localPackage) is(name string) bool {
 
 func sameIntent(a, b packageIntent) bool {
 	return slices.Equal(a.install, b.install) && slices.Equal(a.remove, b.remove) && slices.Equal(a.required, b.required) &&
-		slices.EqualFunc(a.files, b.files, func(x, y localPackage) bool { return x.sum == y.sum })
+		slices.EqualFunc(a.files, b.files, func(x, y localPackage) bool { return x.sum == y.sum }) && slices.EqualFunc(a.replace, b.replace, replacement.same)
 }
 
 // packagesDone reports whether kedge did what the origin asks for; rpm-ostree
 // may have recorded it.
 func (d *deployment) packagesDone() bool { return d.origin.record != nil || d.origin.wants.empty() }
+
+// sameAs reports whether a deployment has what came out already.
+func (l *layered) sameAs(d *deployment) bool {
+	was := d.origin.record
+	return l.root == d.root && was != nil && l.record != nil && l.record.lock == was.lock &&
+		slices.Equal(l.record.inactive, was.inactive) && slices.Equal(l.record.leftOut, was.leftOut)
+}
 
 // change compares what a base with packages has with what a deployment has.
 func (l *layered) change(before *deployment) *v1.PackageChange {
@@ -238,6 +257,7 @@ func (h *Host) packages(d *deployment) *v1.Packages {
 	if d.origin.record == nil {
 		return &p
 	}
+	p.Replaced = nil
 	p.Requested, p.Required = d.origin.wants.names(), d.origin.record.required
 	p.Inactive, p.LeftOut = d.origin.record.inactive, d.origin.record.leftOut
 	r, err := recordOf(d)
@@ -254,53 +274,4 @@ func (h *Host) packages(d *deployment) *v1.Packages {
 		}
 	}
 	return &p
-}
-
-// Packages lists the packages of the deployment that the next boot takes; with
-// all, those of its database too, for which its package manager is run.
-func (h *Host) Packages(ctx context.Context, all bool) (*v1.PackageList, error) {
-	out, err := h.listPackages(ctx, all)
-	return out, wrap("pkg list", err)
-}
-
-func (h *Host) listPackages(ctx context.Context, all bool) (*v1.PackageList, error) {
-	d, err := h.followed()
-	if err != nil {
-		return nil, err
-	}
-	out := &v1.PackageList{Requested: []string{}, Inactive: []string{}, LeftOut: []v1.PackageLeftOut{}, Layered: []v1.Package{}}
-	out.Requested = append(out.Requested, d.origin.wants.names()...)
-	if r := d.origin.record; r != nil {
-		out.Inactive, out.LeftOut = append(out.Inactive, r.inactive...), append(out.LeftOut, r.leftOut...)
-	}
-	r, err := recordOf(d)
-	if err != nil {
-		return nil, err
-	}
-	if r != nil {
-		out.Layered = apiPackages(r.Lock.Install)
-	}
-	if all {
-		out.All, err = h.database(ctx, d)
-	}
-	return out, err
-}
-
-// database lists every package of a deployment.
-func (h *Host) database(ctx context.Context, d *deployment) (_ []v1.Package, err error) {
-	unlock, err := h.lock(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	s, err := h.openPackages(ctx, layering.Base{}, d.root, layering.Options{})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	list, err := s.Packages(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("read the package database: %w", err)
-	}
-	return apiPackages(list), nil
 }

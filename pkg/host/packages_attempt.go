@@ -20,16 +20,19 @@ type attempt struct {
 
 	// What the last try that went well came to; layer is nil where it stopped
 	// before, or where nothing changes.
+	set     []wanted
 	request layering.Request
 	lock    *layering.Lock
 	layer   *layering.Layer
 }
 
-// wanted is a package that is asked for, or one to go.
+// wanted is a package that is asked for, one to go, or one to have in another
+// version.
 type wanted struct {
-	name   string
-	file   string // path of a local package
-	remove bool
+	name    string
+	file    string // path of a local package
+	remove  bool
+	replace *replacement
 }
 
 // sameEngine refuses a base with another package manager than the one that the
@@ -40,7 +43,7 @@ func (a *attempt) sameEngine(r *packageRecord) error {
 		return nil
 	}
 	return fault.New(fault.Conflict, "remove the packages first (kedge pkg remove), or stay with images of the same package manager",
-		"the packages of this host (%s) were chosen by %s, and the image has %s", someOf(append(r.names(), r.remove...)), was, a.session.Engine())
+		"the packages of this host (%s) were chosen by %s, and the image has %s", someOf(append(r.names(), r.overridden()...)), was, a.session.Engine())
 }
 
 // engineOf returns the package manager that a deployment's packages are of; ""
@@ -57,10 +60,6 @@ func (a *attempt) run(ctx context.Context, out *layered) error {
 	all := a.wanted(out.record.packageIntent)
 	if !a.options.update {
 		return a.try(ctx, all)
-	}
-	all, err := a.withoutGone(ctx, all)
-	if err != nil {
-		return err
 	}
 	var kept []wanted
 	complete := true // the last try is what is kept
@@ -91,7 +90,7 @@ func (a *attempt) run(ctx context.Context, out *layered) error {
 	}
 	switch {
 	case len(kept) == 0:
-		a.lock, a.layer = nil, nil
+		a.set, a.lock, a.layer = nil, nil, nil
 	case !complete:
 		return a.try(ctx, kept)
 	}
@@ -99,6 +98,9 @@ func (a *attempt) run(ctx context.Context, out *layered) error {
 }
 
 func (a *attempt) leaveOut(w wanted, err error, out *layered) error {
+	if a.options.refresh && !leftOutBefore(a.options.before, w.name) {
+		return err // it is there: better as it was than not at all
+	}
 	if slices.Contains(out.record.required, w.name) {
 		return fault.New(fault.Held, "kedge pkg remove takes it out; kedge pkg add without --required makes updates go on without it",
 			"the package %s is required, and this image cannot take it: %w", w.name, err)
@@ -106,6 +108,10 @@ func (a *attempt) leaveOut(w wanted, err error, out *layered) error {
 	out.record.leftOut = append(out.record.leftOut, v1.PackageLeftOut{Name: w.name, Reason: err.Error()})
 	out.warnings = append(out.warnings, fmt.Sprintf("the package %s is left out, and tried again at the next upgrade: %v", w.name, err))
 	return nil
+}
+
+func leftOutBefore(d *deployment, name string) bool {
+	return slices.ContainsFunc(d.origin.record.leftOut, func(p v1.PackageLeftOut) bool { return p.Name == name })
 }
 
 // leavesOut reports whether a failure is of the packages on this base, so that
@@ -123,6 +129,12 @@ func (a *attempt) try(ctx context.Context, set []wanted) error {
 	req := layering.Request{}
 	for _, w := range set {
 		switch {
+		case w.replace != nil:
+			r := layering.Replacement{Name: w.name, Against: w.replace.against}
+			if w.file != "" {
+				r.Name, r.File = "", w.file
+			}
+			req.Replace = append(req.Replace, r)
 		case w.remove:
 			req.Remove = append(req.Remove, w.name)
 		case w.file != "":
@@ -135,13 +147,21 @@ func (a *attempt) try(ctx context.Context, set []wanted) error {
 	if err != nil {
 		return err
 	}
+	if err := a.options.asked.check(req, lock); err != nil {
+		return err
+	}
+	for i, r := range lock.Replaced {
+		if req.Replace[i].Against == "" {
+			req.Replace[i].Against = r.From
+		}
+	}
 	var layer *layering.Layer
 	if len(lock.Install)+len(lock.Remove) > 0 && a.options.stop != afterResolve {
 		if layer, err = a.install(ctx, lock); err != nil {
 			return err
 		}
 	}
-	a.request, a.lock, a.layer = req, lock, layer
+	a.set, a.request, a.lock, a.layer = set, req, lock, layer
 	return nil
 }
 
@@ -162,41 +182,33 @@ func (a *attempt) install(ctx context.Context, lock *layering.Lock) (*layering.L
 }
 
 // recordOf returns what stands in the image of a deployment with packages; nil
-// for none.
+// for none. Without a layer the image is the base, which may be another host's
+// image with packages.
 func recordOf(d *deployment) (*layering.Record, error) {
-	if d == nil || d.image == nil || d.origin.record == nil {
+	if d == nil || d.image == nil || d.origin.record == nil || d.origin.record.lock == "" {
 		return nil, nil
 	}
 	return layering.ReadRecord(d.image.labels)
 }
 
 func (a *attempt) wanted(i packageIntent) (all []wanted) {
+	path := func(f localPackage) string {
+		if f.path != "" || f.sum == "" {
+			return f.path
+		}
+		return layering.PackagePath(a.packageDir("cache"), a.session.Engine(), digest.NewDigestFromEncoded(digest.SHA256, f.sum))
+	}
 	for _, n := range i.install {
 		all = append(all, wanted{name: n})
 	}
 	for _, f := range i.files {
-		file := f.path
-		if file == "" {
-			file = layering.PackagePath(a.packageDir("cache"), a.session.Engine(), digest.NewDigestFromEncoded(digest.SHA256, f.sum))
-		}
-		all = append(all, wanted{name: f.name, file: file})
+		all = append(all, wanted{name: f.name, file: path(f)})
 	}
 	for _, n := range i.remove {
 		all = append(all, wanted{name: n, remove: true})
 	}
+	for n, r := range i.replace {
+		all = append(all, wanted{name: r.name, file: path(r.localPackage), replace: &i.replace[n]})
+	}
 	return all
-}
-
-// withoutGone leaves out what is to be removed and is not in the new base.
-func (a *attempt) withoutGone(ctx context.Context, all []wanted) ([]wanted, error) {
-	if !slices.ContainsFunc(all, func(w wanted) bool { return w.remove }) {
-		return all, nil
-	}
-	have, err := a.session.Packages(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(all, func(w wanted) bool {
-		return w.remove && !slices.ContainsFunc(have, func(p layering.Package) bool { return p.Name == w.name })
-	}), nil
 }

@@ -20,7 +20,7 @@ func (h *Host) sweepPackages(list deployments) error {
 	digests, sums, any := map[string]bool{}, map[string]bool{}, false
 	for _, d := range list {
 		any = any || d.origin.record != nil
-		for _, f := range d.origin.wants.files {
+		for _, f := range d.origin.wants.local() {
 			sums[f.sum] = true
 		}
 		if r, err := recordOf(d); err == nil && r != nil {

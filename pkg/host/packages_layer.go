@@ -40,8 +40,11 @@ type layerOptions struct {
 	before *deployment
 	// update: the base moves. What it cannot take is left out, and packages that
 	// were put on it once are taken as they are.
-	update    bool
+	update bool
+	// refresh: as update, on the same base, and with what is newest now.
+	refresh   bool
 	cacheOnly bool
+	asked     asked
 	// stop ends after a step; nothing is deployed then.
 	stop layerStep
 }
@@ -76,7 +79,7 @@ func (h *Host) layer(ctx context.Context, base layerBase, wants packageIntent, o
 	}
 	defer images.Root.Close()
 	var image *layering.Stored
-	if o.update {
+	if o.update && !o.refresh {
 		if image, err = findStored(images, base.image.digest, wants); err != nil {
 			return nil, err
 		}
@@ -87,7 +90,9 @@ func (h *Host) layer(ctx context.Context, base layerBase, wants packageIntent, o
 		}
 	}
 	out.lock = &image.Lock
-	out.record.engine, out.record.inactive = image.Lock.Engine, image.Lock.Inactive
+	if out.record.engine == "" { // of an earlier session
+		out.record.engine, out.record.inactive = image.Lock.Engine, inactiveOf(image)
+	}
 	if out.record.lock, err = lockDigest(&image.Lock); err != nil {
 		return nil, err
 	}
@@ -123,8 +128,9 @@ func (h *Host) makeLayer(ctx context.Context, images layering.Layout, base layer
 	}
 	out.lock, out.record.engine = a.lock, s.Engine()
 	if a.lock != nil {
-		out.record.inactive = a.lock.Inactive
 		out.record.nameFiles(a.lock)
+		out.record.inactive = slices.Clone(a.lock.Inactive)
+		out.record.settle(a.set, a.lock)
 	}
 	if o.stop != 0 || a.layer == nil {
 		return nil, nil
@@ -157,7 +163,7 @@ func withPackages(err error, r *packageRecord) error {
 	if fault.KindOf(err) != fault.Conflict {
 		return err
 	}
-	return fmt.Errorf("packages are asked for on this host (%s): %w", someOf(append(r.names(), r.remove...)), err)
+	return fmt.Errorf("packages are asked for on this host (%s): %w", someOf(append(r.names(), r.overridden()...)), err)
 }
 
 // hostEtc returns a path of the deployment's /etc that is good until done.
@@ -256,7 +262,7 @@ func findStored(images layering.Layout, base string, wants packageIntent) (*laye
 	}
 	for _, s := range list {
 		if s.Base == base && s.Format == layering.Format && s.Request.Initramfs == nil && slices.Equal(s.Request.Install, wants.install) &&
-			slices.Equal(s.Request.Remove, wants.remove) && sameFiles(&s.Lock, wants.files) {
+			slices.Equal(s.Request.Remove, wants.remove) && sameReplacements(s.Request.Replace, wants.replace) && sameFiles(&s.Lock, wants.local()) {
 			return &s, nil
 		}
 	}

@@ -16,6 +16,7 @@ type packageIntent struct {
 	install []string       // names, in the order in which they were asked for
 	files   []localPackage // packages that were given as files
 	remove  []string       // packages of the base that are to go
+	replace []replacement  // packages of the base that are to have another version
 	// required are those of install and files without which a base is refused.
 	required []string
 }
@@ -27,13 +28,42 @@ type localPackage struct {
 	path string // of a file that the cache has not taken yet
 }
 
-func (i packageIntent) empty() bool { return len(i.install)+len(i.files)+len(i.remove) == 0 }
+// replacement asks for another version of a package of the base: from a file, or
+// where sum is "", by a name that may have a version.
+type replacement struct {
+	localPackage
+	against string // the base's version when it was asked for
+}
+
+func (i packageIntent) empty() bool {
+	return len(i.install)+len(i.files)+len(i.remove)+len(i.replace) == 0
+}
 
 // names are what status shows as requested.
 func (i packageIntent) names() []string {
 	names := slices.Clone(i.install)
 	for _, f := range i.files {
 		names = append(names, f.name)
+	}
+	return names
+}
+
+// local are the package files that the cache keeps for it.
+func (i packageIntent) local() []localPackage {
+	files := slices.Clone(i.files)
+	for _, r := range i.replace {
+		if r.sum != "" {
+			files = append(files, r.localPackage)
+		}
+	}
+	return files
+}
+
+// overridden are the names of what is to be removed and replaced.
+func (i packageIntent) overridden() []string {
+	names := slices.Clone(i.remove)
+	for _, r := range i.replace {
+		names = append(names, r.name)
 	}
 	return names
 }
@@ -50,8 +80,8 @@ type packageRecord struct {
 
 // nameFiles gives local packages the names that the package manager read.
 func (r *packageRecord) nameFiles(lock *layering.Lock) {
-	r.files = slices.Clone(r.files)
-	for i, f := range r.files {
+	r.files, r.replace = slices.Clone(r.files), slices.Clone(r.replace)
+	name := func(f localPackage) localPackage {
 		for _, p := range lock.Install {
 			if p.Checksum != "sha256:"+f.sum {
 				continue
@@ -60,8 +90,15 @@ func (r *packageRecord) nameFiles(lock *layering.Lock) {
 			if n := slices.Index(r.required, f.name); n >= 0 {
 				r.required[n] = name
 			}
-			r.files[i] = localPackage{sum: f.sum, name: name}
+			return localPackage{sum: f.sum, name: name}
 		}
+		return f
+	}
+	for i, f := range r.files {
+		r.files[i] = name(f)
+	}
+	for i, f := range r.replace {
+		r.replace[i].localPackage = name(f.localPackage)
 	}
 }
 
@@ -71,9 +108,12 @@ const (
 	groupOverrides = "overrides"
 	groupKedge     = "kedge"
 
-	keyRequested = "requested"
-	keyLocal     = "requested-local" // SHA256:NEVRA
-	keyRemove    = "remove"
+	keyRequested    = "requested"
+	keyLocal        = "requested-local" // SHA256:NEVRA
+	keyRemove       = "remove"
+	keyReplace      = "replace"       // repo=REPOSITORY,NAME[,NAME…]
+	keyReplaceLocal = "replace-local" // SHA256:NEVRA
+	anyRepository   = "repo=*,"
 
 	keyBase     = "packages-base"
 	keyEngine   = "packages-engine"
@@ -81,6 +121,7 @@ const (
 	keyRequired = "packages-required"
 	keyInactive = "packages-inactive"
 	keyLeftOut  = "packages-left-out" // NAME REASON
+	keyReplaced = "packages-replaced" // NAME VERSION: what the base had when it was to be replaced
 )
 
 // readPackages reads what kedge recorded; nil where it recorded no packages.
@@ -102,13 +143,35 @@ func readPackages(f *keyfile.File) *packageRecord {
 }
 
 func readIntent(f *keyfile.File) (i packageIntent) {
-	i.install, _ = f.List(groupPackages, keyRequested)
-	local, _ := f.List(groupPackages, keyLocal)
-	for _, s := range local {
-		sum, name, _ := strings.Cut(s, ":")
-		i.files = append(i.files, localPackage{sum: sum, name: name})
+	local := func(group, key string) (list []localPackage) {
+		items, _ := f.List(group, key)
+		for _, s := range items {
+			sum, name, _ := strings.Cut(s, ":")
+			list = append(list, localPackage{sum: sum, name: name})
+		}
+		return list
 	}
+	i.install, _ = f.List(groupPackages, keyRequested)
+	i.files = local(groupPackages, keyLocal)
 	i.remove, _ = f.List(groupOverrides, keyRemove)
+	named, _ := f.List(groupOverrides, keyReplace)
+	for _, s := range named {
+		if name, ok := strings.CutPrefix(s, anyRepository); ok {
+			i.replace = append(i.replace, replacement{localPackage: localPackage{name: name}})
+		}
+	}
+	for _, l := range local(groupOverrides, keyReplaceLocal) {
+		i.replace = append(i.replace, replacement{localPackage: l})
+	}
+	against, _ := f.List(groupKedge, keyReplaced)
+	for _, s := range against {
+		name, version, _ := strings.Cut(s, " ")
+		for n := range i.replace {
+			if i.replace[n].name == name {
+				i.replace[n].against = version
+			}
+		}
+	}
 	return i
 }
 
@@ -120,15 +183,27 @@ func (r *packageRecord) write(f *keyfile.File) {
 		}
 	}
 	list(groupPackages, keyRequested, r.install)
-	var local, out []string
+	var local, out, replace, replaceLocal, against []string
 	for _, p := range r.files {
 		local = append(local, p.sum+":"+p.name)
+	}
+	for _, p := range r.replace {
+		if p.sum == "" {
+			replace = append(replace, anyRepository+p.name)
+		} else {
+			replaceLocal = append(replaceLocal, p.sum+":"+p.name)
+		}
+		if p.against != "" {
+			against = append(against, p.name+" "+p.against)
+		}
 	}
 	for _, o := range r.leftOut {
 		out = append(out, o.Name+" "+strings.Join(strings.Fields(o.Reason), " "))
 	}
 	list(groupPackages, keyLocal, local)
 	list(groupOverrides, keyRemove, r.remove)
+	list(groupOverrides, keyReplace, replace)
+	list(groupOverrides, keyReplaceLocal, replaceLocal)
 	f.Set(groupKedge, keyBase, r.base)
 	f.Set(groupKedge, keyEngine, r.engine)
 	if r.lock != "" {
@@ -137,16 +212,26 @@ func (r *packageRecord) write(f *keyfile.File) {
 	list(groupKedge, keyRequired, r.required)
 	list(groupKedge, keyInactive, r.inactive)
 	list(groupKedge, keyLeftOut, out)
+	list(groupKedge, keyReplaced, against)
+}
+
+// ofRepository reports whether packages are to be replaced by those of a certain
+// repository, which kedge never records.
+func ofRepository(f *keyfile.File) bool {
+	named, _ := f.List(groupOverrides, keyReplace)
+	return slices.ContainsFunc(named, func(s string) bool { return !strings.HasPrefix(s, anyRepository) })
 }
 
 // foreignChanges lists what other programs recorded and kedge cannot do: such a
 // deployment is not changed. Names of packages to install and to remove mean the
-// same to kedge; rpm-ostree's local packages are in a cache of its own.
+// same to kedge; rpm-ostree's local packages are in a cache of its own, and those
+// it replaces are of one repository.
 func foreignChanges(f *keyfile.File, ours bool) (changes []string) {
 	for _, g := range foreignGroups {
 		for _, key := range f.Keys(g) {
 			v, _ := f.Get(g, key)
-			known := g == groupPackages && key == keyRequested || g == groupOverrides && key == keyRemove || ours && g == groupPackages && key == keyLocal
+			known := g == groupPackages && key == keyRequested || g == groupOverrides && key == keyRemove ||
+				ours && (g == groupPackages && key == keyLocal || g == groupOverrides && (key == keyReplaceLocal || key == keyReplace && !ofRepository(f)))
 			if v != "" && v != "false" && !known {
 				changes = append(changes, fmt.Sprintf("[%s] %s=%s", g, key, v))
 			}
