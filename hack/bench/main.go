@@ -214,7 +214,7 @@ func (b *bench) quietly(ctx context.Context, argv ...string) error {
 	}
 	defer null.Close()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	endsWith(cmd)
 	cmd.ExtraFiles = []*os.File{null} // progressFD
 	cmd.Env = append(os.Environ(), b.registry.env())
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -61,7 +61,7 @@ func (b *bench) measure(ctx context.Context, argv []string) (m measured, err err
 	unix.Sync()
 	result := filepath.Join(b.work, "measured")
 	cmd := exec.CommandContext(ctx, b.self, append([]string{"--"}, argv...)...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	endsWith(cmd)
 	cmd.Env = append(os.Environ(), roleVariable+"=measure", resultVariable+"="+result, b.registry.env())
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return m, fmt.Errorf("%s: %w\n%s", strings.Join(argv, " "), err, out)
@@ -71,6 +71,13 @@ func (b *bench) measure(ctx context.Context, argv []string) (m measured, err err
 		return m, err
 	}
 	return m, json.Unmarshal(data, &m)
+}
+
+// endsWith has a program be told to end when the context of its command does, or
+// this process.
+func endsWith(cmd *exec.Cmd) {
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
 }
 
 func measureChild() error {
