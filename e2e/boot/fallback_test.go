@@ -78,7 +78,11 @@ RUN mkdir -p /usr/lib/kedge/health.d && \
 // tag moves the tag that the host follows.
 func (s *fallback) tag(t *testing.T, name string) {
 	t.Helper()
-	s.build(t, "os:fallback", "FROM "+s.Registry.Repo("os:fallback-"+name)+"\n")
+	lab.Need(t, "skopeo")
+	if _, err := lab.Command(t.Context(), "skopeo", "copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false", "--preserve-digests",
+		"docker://"+s.Registry.Repo("os:fallback-"+name), "docker://"+s.Registry.Repo("os:fallback")); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // install puts a host on a disk whose boot menu begins with two bad roots, each of
@@ -154,11 +158,12 @@ func (s *fallback) run(t *testing.T) {
 		t.Errorf("health after a power cut and a good boot = %+v", h)
 	}
 
-	// Its check has rolled back by hand meanwhile.
+	// Its check has rolled back by hand meanwhile, which is undone.
 	g.wantIn("kedge health quarantine list", v1.HeldByHand)
-	g.wantExit("kedge upgrade", 12)
 	g.kedge("rollback")
-	g.wantExit("kedge upgrade", 0)
+	if q := g.health().Quarantine; len(q) != 2 {
+		t.Errorf("quarantine = %+v, want what failed", q)
+	}
 	g.kedge("cleanup")
 	g.kedge("status")
 	g.kedge("history")
