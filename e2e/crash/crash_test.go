@@ -39,7 +39,7 @@ func (s *scenario) command(sysroot string) []string {
 	return argv
 }
 
-// images writes a layout with two versions of the small OS and returns the
+// images writes a layout with three versions of the small OS and returns the
 // reference of a version.
 func images(t *testing.T) func(version int) string {
 	t.Helper()
@@ -47,6 +47,7 @@ func images(t *testing.T) func(version int) string {
 	smallimage.Layout(t, dir, map[string]v1.Image{
 		"v1": smallimage.New(t, "1", smallimage.OS(1)),
 		"v2": smallimage.New(t, "2", smallimage.OS(2)),
+		"v3": smallimage.New(t, "3", smallimage.OS(3)),
 	})
 	return func(version int) string { return fmt.Sprintf("oci:%s:v%d", dir, version) }
 }
@@ -124,7 +125,12 @@ func switchOnAFullDisk(t *testing.T, b offline.Backend) {
 // run kills one run at each change.
 func (s *scenario) run(t *testing.T) {
 	calls := s.prepare(t)
-	points := killPoints(calls)
+	s.killAt(t, calls, killPoints(calls))
+}
+
+// killAt kills one run at each of some changes.
+func (s *scenario) killAt(t *testing.T, calls []Call, points []int) {
+	t.Helper()
 	t.Logf("%d changes, killed at %d of them", len(calls), len(points))
 	for _, k := range points {
 		t.Run(fmt.Sprintf("%04d-%s", k, calls[k-1].Name), func(t *testing.T) {

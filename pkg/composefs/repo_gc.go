@@ -31,10 +31,11 @@ type GCResult struct {
 	Links   int // names of images, streams and refs that led nowhere any more
 }
 
-// GC removes every object to which no ref and no live image leads, then the
-// names that lead nowhere, as composefs-rs does. Order: objects are found first
-// and all together; nothing is removed where a stream or image that is kept
-// cannot be read. Where an import is at work the error is of kind Busy.
+// GC removes every object to which no ref and no live image leads, and the names
+// that lead to such. Order: objects are found first and all together; nothing is
+// removed where a stream or image that is kept cannot be read. Then names go
+// before objects, so that at no instant one leads to what is gone. Where an
+// import is at work the error is of kind Busy.
 func (r *Repo) GC(ctx context.Context, o GCOptions) (*GCResult, error) {
 	if err := r.meta.writable(); err != nil {
 		return nil, err
@@ -66,6 +67,23 @@ func (r *Repo) collect(ctx context.Context, o GCOptions) (*GCResult, error) {
 		}
 	}
 	out := &GCResult{}
+	err = r.eachLink(func(name string) error {
+		d, err := r.target(name)
+		if err == nil && live[d] {
+			return nil
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil // somebody else's; fsck tells
+		}
+		out.Links++
+		if o.DryRun {
+			return nil
+		}
+		return r.root.Remove(name)
+	})
+	if err != nil {
+		return nil, err
+	}
 	err = r.eachObject(func(dir *os.File, name string, d Digest) error {
 		if live[d] {
 			return ctx.Err()
@@ -82,23 +100,6 @@ func (r *Repo) collect(ctx context.Context, o GCOptions) (*GCResult, error) {
 			return &fs.PathError{Op: "remove", Path: dir.Name() + "/" + name, Err: err}
 		}
 		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	err = r.eachLink(func(name string) error {
-		d, err := r.target(name)
-		if err == nil && live[d] {
-			return nil
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil // somebody else's; fsck tells
-		}
-		out.Links++
-		if o.DryRun {
-			return nil
-		}
-		return r.root.Remove(name)
 	})
 	if err != nil || o.DryRun {
 		return out, err
