@@ -75,6 +75,9 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("needs root: owners, xattrs, mounts")
 	}
+	if b.only != "" && b.update != "" {
+		return errors.New("-update is for all rows, not for those of -only")
+	}
 	if b.kedge, err = filepath.Abs(b.kedge); err != nil {
 		return err
 	}
