@@ -131,10 +131,10 @@ func (b *box) run(ctx context.Context, c command) (*outcome, error) {
 		err = cmd.Start()
 		w.Close()
 		if err != nil {
-			return nil, err
+			return nil, causeOr(limited, err)
 		}
 	} else if err := cmd.Start(); err != nil {
-		return nil, err
+		return nil, causeOr(limited, err)
 	}
 	statusW.Close()
 	watched := make(chan struct{})
@@ -163,6 +163,15 @@ func (b *box) run(ctx context.Context, c command) (*outcome, error) {
 		return nil, fault.New(fault.Internal, "", "run %s in the sandbox: %s", c.argv[0], lastLines(out.tail, 3))
 	}
 	return out, nil
+}
+
+// causeOr is why a context ended, or err where it did not: a program that is not
+// started for that says only that it was cancelled.
+func causeOr(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
 }
 
 // args are bwrap's, up to the command.
