@@ -223,7 +223,7 @@ func backendNamed(name string) (*backend, error) {
 			return b, nil
 		}
 	}
-	return nil, fault.New(fault.Usage, "use --backend "+strings.Join(names, " or "), "backend %q: there is no such one", name)
+	return nil, fault.New(fault.Usage, "use --backend "+strings.Join(names, ", ")+" or "+AutoBackend, "backend %q: there is no such one", name)
 }
 
 // physical returns the directory that holds the stores: the sysroot, or where
@@ -260,9 +260,13 @@ func findBackend(cfg Config) (*backend, error) {
 		return nil, denied
 	}
 	if _, err := os.Stat(cfg.Sysroot); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open the sysroot: %w", err)
 	}
-	return nil, fault.New(fault.NotFound, "kedge install to-filesystem makes a sysroot", "open the sysroot %s: there is neither %s nor %s", cfg.Sysroot, ostreeBackend.dir, composefsBackend.dir)
+	hint := "kedge install to-filesystem makes a sysroot"
+	if cfg.onMachine() {
+		hint = "this machine does not run from an image; --sysroot DIR names a host that is mounted at DIR"
+	}
+	return nil, fault.New(fault.NotFound, hint, "open the sysroot %s: there is neither %s nor %s", cfg.Sysroot, ostreeBackend.dir, composefsBackend.dir)
 }
 
 // choose tells which of several backends in one sysroot boots: what the kernel
