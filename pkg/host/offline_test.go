@@ -93,7 +93,7 @@ func testInstallSwitchUpgradeRollback(t *testing.T, w *world) {
 	for _, e := range history {
 		verbs = append(verbs, e.Verb)
 	}
-	if want := []string{"rollback", "rollback", "upgrade", "switch", "install"}; !slices.Equal(verbs, want) {
+	if want := []string{"rollback", "rollback", "remove", "upgrade", "switch", "install"}; !slices.Equal(verbs, want) {
 		t.Errorf("history = %q, want %q", verbs, want)
 	}
 	// The first image went with its deployment.
