@@ -86,7 +86,18 @@ func (fs filesystem) mounted(ctx context.Context, image, options string, fn func
 		return err
 	}
 	defer func() { err = errors.Join(err, os.Remove(dir)) }()
-	if _, err := lab.Command(ctx, "mount", "-t", fs.kind, "-o", "loop,"+options, image, dir); err != nil {
+	// A device of its own: mount -o loop takes one that the image has still from
+	// the last mount, and that may be read-only.
+	device, err := lab.Command(ctx, "losetup", "--find", "--show", image)
+	if err != nil {
+		return err
+	}
+	device = strings.TrimSpace(device)
+	defer func() {
+		_, derr := lab.Command(context.WithoutCancel(ctx), "losetup", "--detach", device)
+		err = errors.Join(err, derr)
+	}()
+	if _, err := lab.Command(ctx, "mount", "-t", fs.kind, "-o", options, device, dir); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, unmount(dir)) }()

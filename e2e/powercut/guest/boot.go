@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,10 +46,7 @@ func boot(disk, n string) error {
 	}
 	fields := strings.Split(disk, ":")
 	h := &host{device: fields[0], sync: len(fields) < 4}
-	if h.marks, err = os.OpenFile(h.device, os.O_RDWR|unix.O_DIRECT|unix.O_SYNC, 0); err != nil {
-		return err
-	}
-	if h.size, err = h.marks.Seek(0, 2); err != nil {
+	if err := h.openMarks(); err != nil {
 		return err
 	}
 	if err := h.mountRoot(fields[1], fields[2]); err != nil {
@@ -207,6 +205,19 @@ func (h *host) mark(text string) error {
 			return fmt.Errorf("freeze or thaw %s: %w", h.device, err)
 		}
 	}
+	return h.writeMark(text)
+}
+
+func (h *host) openMarks() (err error) {
+	if h.marks, err = os.OpenFile(h.device, os.O_RDWR|unix.O_DIRECT|unix.O_SYNC, 0); err != nil {
+		return err
+	}
+	h.size, err = h.marks.Seek(0, io.SeekEnd)
+	return err
+}
+
+// writeMark writes a mark to the place behind the file system.
+func (h *host) writeMark(text string) error {
 	// What O_DIRECT asks for: an aligned buffer.
 	buffer := make([]byte, 2*story.MarkSize)
 	at := story.MarkSize - int(uintptr(unsafe.Pointer(&buffer[0]))%story.MarkSize) //nolint:gosec // an address to align

@@ -3,6 +3,10 @@
 // and changes it there with kedge as package story says; all disks at once.
 //
 //	guest machine IMAGES DEVICE:BACKEND:FILESYSTEM[:nosync]…
+//
+// Or it changes the boot menu on EFI system partitions:
+//
+//	guest esp DEVICE:STYLE[:nosync]…
 package main
 
 import (
@@ -26,6 +30,8 @@ func main() {
 	switch verb, args := os.Args[1], os.Args[2:]; verb {
 	case "machine":
 		err = machine(args[0], args[1:])
+	case "esp":
+		err = partitions(args)
 	case "boot":
 		err = boot(args[0], args[1])
 	case "nosync":
