@@ -93,7 +93,7 @@ func unmount(ctx context.Context, image, dir string) error {
 	if _, err := Command(ctx, "umount", dir); err != nil {
 		return err
 	}
-	const patience = 2 * time.Minute
+	const patience = 10 * time.Minute
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 		loops, err := Command(ctx, "losetup", "--associated", image)
 		if err != nil || loops == "" {
