@@ -255,7 +255,7 @@ func bootedEtcLife() []step {
 			wantEtc(0, "late.conf", "late\n"), wantEtc(0, "passwd", rootUser+annUser+"bob:x:1001:1001::/home/bob:/bin/sh\n"), wantIntact,
 		)},
 		{name: "rollback --merge-etc once more", do: doRollbackMergeEtc},
-		{name: "history", do: doHistory},
+		{name: "history", do: doHistoryOfChanges},
 	}
 }
 

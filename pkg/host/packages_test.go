@@ -263,7 +263,7 @@ func packagesLife(t *testing.T, engine string) []step {
 			}
 			wantIntact(t, s)
 		}},
-		{name: "history", do: doHistory},
+		{name: "history", do: doHistoryOfChanges},
 	}
 }
 
