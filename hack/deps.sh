@@ -18,6 +18,8 @@ packages=(
   db5.3-util gnupg grub-common groff-base openssl tar mount util-linux
   # building; a C compiler for the race detector alone
   ca-certificates git make gcc libc6-dev
+  # systemctl, which enables units in images
+  systemd
 )
 
 if [ "${KEDGE_NO_DEPS:-}" = 1 ]; then
