@@ -2,11 +2,13 @@ package layering_test
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -15,8 +17,9 @@ import (
 
 // shelf is a repository of a few packages that changes while it is used.
 type shelf struct {
-	w   *world
-	dir string
+	w     *world
+	dir   string
+	moved int // how often it has changed
 }
 
 // newShelf makes the world's repository one that has these packages, files of
@@ -51,7 +54,22 @@ func (s *shelf) put(t *testing.T, files ...string) {
 	s.index(t)
 }
 
+// index writes the repository's index. HTTP tells times in seconds: each version
+// is an hour newer than the one before.
 func (s *shelf) index(t *testing.T) {
+	t.Helper()
+	s.writeIndex(t)
+	s.moved++
+	at := time.Date(2025, 1, 1, s.moved, 0, 0, 0, time.UTC)
+	err := filepath.WalkDir(s.dir, func(path string, _ os.DirEntry, err error) error {
+		return errors.Join(err, os.Chtimes(path, at, at))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *shelf) writeIndex(t *testing.T) {
 	t.Helper()
 	if s.w.engine == "dnf" {
 		root := labRoot(t, s.w.made, "dnf") // that of dnf5 has no such program
