@@ -21,7 +21,9 @@ E2E_PACKAGES  = $(shell $(GO) list -tags '$(TAGS)' ./... | grep /e2e/)
 # The race detector needs cgo; the product never does. Tests that spend their
 # time in other programs have nothing to show it, nor has package boot, which
 # starts no goroutine.
-RACE_PACKAGES = $(filter-out %/interop $(MODULE)/pkg/boot%,$(FAST_PACKAGES))
+RACE_PACKAGES = $(filter-out %/interop $(MODULE)/pkg/boot% $(if $(KEDGE_NIGHTLY),,$(RACE_NIGHTLY)),$(FAST_PACKAGES))
+# Minutes under it, and what they start goroutines in has tests of its own.
+RACE_NIGHTLY  = $(MODULE)/pkg/host $(MODULE)/pkg/builder
 # Packages with tests that -short leaves out, and what make test has to run
 # beyond the race detector's tests.
 LONG_PACKAGES = $(addprefix $(MODULE)/,$(shell grep -rl 'testing.Short()' --include='*_test.go' api cmd hack internal pkg | xargs -n 1 dirname | sort -u))
