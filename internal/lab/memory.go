@@ -1,0 +1,83 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// The main goroutine keeps the first thread of a process. One that is left in a
+// mount namespace of its own lives as long as the process, and with it a copy of
+// the disks that other tests had mounted.
+func init() { runtime.LockOSThread() }
+
+// inMemory is set for the processes that tests start, which may be the test
+// program again.
+const inMemory = "KEDGE_TESTS_IN_MEMORY"
+
+// InMemory runs a package's tests, a *testing.M, with their temporary directories on an ext4
+// file system of size bytes in memory, where there is room for one, and returns
+// the exit status. What tests write many trees or sync a thousand times spends
+// most of its time in a disk's file system: ext4 looks long for inodes that were
+// not freed just now.
+func InMemory(m interface{ Run() int }, size int64) int {
+	if os.Getenv(inMemory) != "" {
+		return m.Run()
+	}
+	remove, err := memoryDisk(size)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "temporary directories are on the disk:", err)
+	}
+	code := m.Run()
+	if err := remove(); err != nil {
+		fmt.Fprintln(os.Stderr, "cleaning up:", err)
+		code = max(code, 1)
+	}
+	return code
+}
+
+// memoryDisk makes the file system and the temporary directory of this process
+// on it.
+func memoryDisk(size int64) (remove func() error, err error) {
+	nothing := func() error { return nil }
+	const shm = "/dev/shm"
+	var st unix.Statfs_t
+	if err := unix.Statfs(shm, &st); err != nil {
+		return nothing, err
+	}
+	if os.Geteuid() != 0 || int64(st.Bavail)*st.Bsize < size {
+		return nothing, fmt.Errorf("%s has no room for %d bytes, or this is not root", shm, size)
+	}
+	dir, err := os.MkdirTemp("", "kedge-memory-")
+	if err != nil {
+		return nothing, err
+	}
+	// Without its name the image goes with the mount.
+	image := filepath.Join(shm, filepath.Base(dir)+".img")
+	ctx := context.Background()
+	_, err = NewDisk(ctx, image, "ext4", "memory", size)
+	if err == nil {
+		// What is removed is memory again.
+		_, err = Command(ctx, "mount", "-o", "loop,discard", image, dir)
+	}
+	err = errors.Join(err, os.Remove(image))
+	if err != nil {
+		return nothing, errors.Join(err, os.Remove(dir))
+	}
+	old, had := os.LookupEnv("TMPDIR")
+	remove = func() error {
+		if had {
+			_ = os.Setenv("TMPDIR", old)
+		} else {
+			_ = os.Unsetenv("TMPDIR")
+		}
+		_, err := Command(ctx, "umount", dir)
+		return errors.Join(err, os.Remove(dir))
+	}
+	return remove, errors.Join(os.Setenv("TMPDIR", dir), os.Setenv(inMemory, dir))
+}
