@@ -223,13 +223,28 @@ func TestSameDigest(t *testing.T) {
 			return
 		}
 		t.Errorf("%s and %s: the same packages on the same base give another layer", first.DiffID, second.DiffID)
-		for name, a := range first.files {
-			b := second.files[name]
-			if b == nil || a.content != b.content || a.Mode != b.Mode || !a.ModTime.Equal(b.ModTime) || a.Uid != b.Uid {
-				t.Errorf("%s differs: %v, %v\n%s", name, a.Header, b, cmp.Diff(a.content, b.content))
-			}
-		}
+		wantSameFiles(t, first, second)
 	})
+}
+
+// wantSameFiles names the files in which two layers differ.
+func wantSameFiles(t *testing.T, first, second *result) {
+	t.Helper()
+	for name, a := range first.files {
+		b := second.files[name]
+		switch {
+		case b == nil:
+			t.Errorf("%s is in one layer", name)
+		case len(a.content) > 1<<16 && a.content != b.content:
+			at := 0
+			for at < min(len(a.content), len(b.content)) && a.content[at] == b.content[at] {
+				at++
+			}
+			t.Errorf("%s differs from byte %d on, of %d and %d: %.64q, %.64q", name, at, len(a.content), len(b.content), a.content[at:], b.content[at:])
+		case a.content != b.content || a.Mode != b.Mode || !a.ModTime.Equal(b.ModTime) || a.Uid != b.Uid:
+			t.Errorf("%s differs: %v, %v\n%s", name, a.Header, b.Header, cmp.Diff(a.content, b.content))
+		}
+	}
 }
 
 func TestReplaceAndRemove(t *testing.T) {

@@ -47,8 +47,12 @@ func TestKernel(t *testing.T) {
 					return
 				}
 				again, err := w.add(t, tc.req)
-				if err != nil || again.DiffID != r.DiffID {
-					t.Errorf("made once more: %v, %v, want %s", err, again, r.DiffID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if again.DiffID != r.DiffID {
+					t.Errorf("made once more: %v, want %s", again.DiffID, r.DiffID)
+					wantSameFiles(t, r, again)
 				}
 			})
 		}
