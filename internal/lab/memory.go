@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"testing"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,12 +21,12 @@ func init() { runtime.LockOSThread() }
 // program again.
 const inMemory = "KEDGE_TESTS_IN_MEMORY"
 
-// InMemory runs a package's tests, a *testing.M, with their temporary directories on an ext4
+// InMemory runs a package's tests with their temporary directories on an ext4
 // file system of size bytes in memory, where there is room for one, and returns
 // the exit status. What tests write many trees or sync a thousand times spends
 // most of its time in a disk's file system: ext4 looks long for inodes that were
 // not freed just now.
-func InMemory(m interface{ Run() int }, size int64) int {
+func InMemory(m *testing.M, size int64) int {
 	if os.Getenv(inMemory) != "" {
 		return m.Run()
 	}

@@ -31,25 +31,18 @@ func TestMain(m *testing.M) {
 	if os.Getenv(killedDir) != "" {
 		os.Exit(m.Run()) // it will not get to cleaning up
 	}
-	os.Exit(lab.InMemory(withScratch{m}, 6<<30))
-}
-
-// withScratch runs tests that share roots.
-type withScratch struct{ tests *testing.M }
-
-func (w withScratch) Run() int {
 	var err error
 	scratch.roots = make(map[string]string)
 	if scratch.dir, err = os.MkdirTemp("", "kedge-layering-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		return 1
+		os.Exit(1)
 	}
-	code := w.tests.Run()
+	code := m.Run()
 	if err := os.RemoveAll(scratch.dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
-	return code
+	os.Exit(code)
 }
 
 // world is a base image with a package manager, and a repository for it.
