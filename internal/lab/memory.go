@@ -70,13 +70,7 @@ func memoryDisk(size int64) (remove func() error, err error) {
 	if err != nil {
 		return nothing, errors.Join(err, os.Remove(dir))
 	}
-	old, had := os.LookupEnv("TMPDIR")
 	remove = func() error {
-		if had {
-			_ = os.Setenv("TMPDIR", old)
-		} else {
-			_ = os.Unsetenv("TMPDIR")
-		}
 		_, err := Command(ctx, "umount", dir)
 		return errors.Join(err, os.Remove(dir))
 	}
