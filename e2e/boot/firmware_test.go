@@ -56,20 +56,7 @@ RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10
 	g := start(t, m)
 	check := func(marker string) {
 		t.Helper()
-		g.want("the image is booted", "cat /usr/share/marker", marker)
-		g.want("its kernel argument is there", "grep -o 'lab.image=[a-z]*' /proc/cmdline", "lab.image="+marker)
-		g.want("no unit of kedge failed", "systemctl list-units --failed --no-legend 'kedge*'", "")
-		out := g.sh("kedge status --json")
-		for _, want := range []string{`"name": "systemd-boot"`, `"info": "systemd-boot `, `"secureBoot": "disabled"`} {
-			if !strings.Contains(out, want) {
-				t.Errorf("kedge status does not say %s:\n%s", want, out)
-			}
-		}
-		if backend == "ostree" {
-			g.checkHealth()
-		} else {
-			g.want("the root is an image", "findmnt --noheadings --output SOURCE / | cut -d: -f1", "composefs")
-		}
+		g.checkLoaded(marker, backend, `"name": "systemd-boot"`, `"info": "systemd-boot `, `"secureBoot": "disabled"`)
 	}
 	check("one")
 	g.kedge("switch " + w.Registry.GuestRepo("os:efi-two"))
@@ -86,6 +73,26 @@ RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10
 		t.Fatal(err)
 	}
 	checkESP(t, disk, 2)
+}
+
+// checkLoaded looks at a host that its own boot loader has started from the image
+// of that name; says is what kedge tells of the loader.
+func (g *guest) checkLoaded(marker, backend string, says ...string) {
+	g.t.Helper()
+	g.want("the image is booted", "cat /usr/share/marker", marker)
+	g.want("its kernel argument is there", "grep -o 'lab.image=[a-z]*' /proc/cmdline", "lab.image="+marker)
+	g.want("no unit of kedge failed", "systemctl list-units --failed --no-legend 'kedge*'", "")
+	out := g.sh("kedge status --json")
+	for _, want := range says {
+		if !strings.Contains(out, want) {
+			g.t.Errorf("kedge status does not say %s:\n%s", want, out)
+		}
+	}
+	if backend == "ostree" {
+		g.checkHealth()
+	} else {
+		g.want("the root is an image", "findmnt --noheadings --output SOURCE / | cut -d: -f1", "composefs")
+	}
 }
 
 // firmwareDisk makes a partitioned disk, whose root is of the kind fs, and has fn
