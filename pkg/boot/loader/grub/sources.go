@@ -2,7 +2,6 @@ package grub
 
 import (
 	"bytes"
-	"debug/pe"
 	"errors"
 	"io/fs"
 	"path"
@@ -10,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kedge-os/kedge/internal/pefile"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -200,16 +200,8 @@ type build struct{ component, version string }
 // buildOf returns the vendor's build of GRUB or shim, "grub.debian" and
 // "2.12-9+deb13u2"; false for any other program.
 func buildOf(program []byte) (build, bool) {
-	f, err := pe.NewFile(bytes.NewReader(program))
-	if err != nil {
-		return build{}, false
-	}
-	s := f.Section(".sbat")
-	if s == nil || s.Size > 64<<10 {
-		return build{}, false
-	}
-	data, err := s.Data()
-	if err != nil {
+	data, ok := pefile.Find(program, ".sbat", 64<<10)
+	if !ok {
 		return build{}, false
 	}
 	for line := range strings.Lines(string(bytes.TrimRight(data, "\x00"))) {

@@ -1,8 +1,6 @@
 package sdboot
 
 import (
-	"bytes"
-	"debug/pe"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +8,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/kedge-os/kedge/internal/pefile"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/bootdir"
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -60,18 +59,7 @@ const (
 // Version returns the version of a systemd-boot program; false for anything
 // else.
 func Version(program []byte) (string, bool) {
-	f, err := pe.NewFile(bytes.NewReader(program))
-	if err != nil {
-		return "", false
-	}
-	s := f.Section(infoSection)
-	if s == nil || s.Size > maxProgram {
-		return "", false
-	}
-	data, err := s.Data()
-	if err != nil {
-		return "", false
-	}
+	data, _ := pefile.Find(program, infoSection, maxProgram)
 	_, rest, ok := strings.Cut(string(data), infoBegin)
 	version, _, closed := strings.Cut(rest, infoEnd)
 	return version, ok && closed
