@@ -122,7 +122,7 @@ func (h *Host) JudgeBoot(ctx context.Context) error {
 
 // judge records a verdict on the booted deployment and returns it, completed.
 func (h *Host) judge(ctx context.Context, d *deployment, v v1.Health) (v1.Health, error) {
-	err := h.updateRecords(func(r *assess.Records) { v = r.Judge(identity(d), v) })
+	err := h.updateRecords(func(r *assess.Records) { v = r.Judge(d.id, identity(d), v) })
 	entry := historyOf(verbBoot, d)
 	entry.Result, entry.Detail = v.State, v.Reason
 	h.record(entry)

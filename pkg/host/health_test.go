@@ -331,6 +331,51 @@ func testRolledBackByHand(t *testing.T, w *world) {
 	}
 }
 
+// TestRolledBackBeforeVerdict: what somebody rolls back while its checks still run
+// stays held, whichever way the verdict goes.
+func TestRolledBackBeforeVerdict(t *testing.T) {
+	for _, tc := range []struct{ name, left, done, before, check, want string }{
+		{"the last try", "0", "2", "", "exit 0", v1.HeldByHand},
+		{"it failed in the boot before", "1", "1", "exit 1", "exit 0", v1.HeldByHand},
+		{"it fails then", "0", "2", "", "exit 1", v1.HeldCheck},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			onBoth(t, func(t *testing.T, w *world) {
+				ref, _ := w.push("stable", 1)
+				w.install(ref, "rw")
+				w.boot()
+				_, two := w.push("stable", 2)
+				_, err := w.upgrade()
+				must(t, err)
+				w.shutdown()
+				if tc.before != "" {
+					w.bootID("before")
+					w.check("10-check", tc.before)
+					wantKind(t, w.judge(), fault.Conflict, "10-check")
+				}
+				w.counted(tc.left, tc.done)
+				w.bootID("last")
+				w.do(func(h *Host) (*v1.Result, error) { return h.Rollback(context.Background()) })
+				w.check("10-check", tc.check)
+				if err := w.judge(); (err == nil) != (tc.want == v1.HeldByHand) {
+					t.Errorf("verdict: %v", err)
+				}
+				s := w.status()
+				if q := s.Status.Kedge.Quarantine; len(q) != 1 || q[0].Reason != tc.want || q[0].Identity.Image != two {
+					t.Errorf("held = %+v, want %s: %s", q, two, tc.want)
+				}
+				if r := s.Status.Kedge.LastRollback; r == nil || r.By != v1.ByUser {
+					t.Errorf("last rollback = %+v, want one by the user", r)
+				}
+				w.boot()
+				_, err = w.upgrade()
+				wantKind(t, err, fault.Held, tc.want)
+				w.agree()
+			})
+		})
+	}
+}
+
 // TestKilledJudge: what judges the boot is killed, once while a check runs and
 // once later.
 func TestKilledJudge(t *testing.T) {

@@ -56,9 +56,10 @@ type failure struct {
 
 // failureOf returns why a deployment is known to fail: a check did, or its tries
 // are used up; nil where it is not. A boot that only broke off, as in a power
-// cut, leaves neither.
+// cut, leaves neither. The boot loader takes a try off before it starts a root:
+// what runs with none left is at its last one.
 func failureOf(r *assess.Records, d *deployment) *failure {
-	exhausted := d.counter != nil && d.counter.Left == 0
+	exhausted := d.counter != nil && d.counter.Left == 0 && !d.booted
 	if v := r.Verdict(identity(d)); v != nil && v.State == v1.HealthFailed {
 		return &failure{v1.HeldCheck, v.Check, v.Reason, exhausted}
 	}

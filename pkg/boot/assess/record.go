@@ -51,10 +51,13 @@ func (r *Records) Verdict(i v1.Identity) *v1.Health {
 	return nil
 }
 
-// Judge records a verdict. A good one ends a quarantine for a failure: it has
-// booted. It returns the verdict with its count of failures.
-func (r *Records) Judge(i v1.Identity, h v1.Health) v1.Health {
-	before := r.Verdict(i)
+// Judge records a verdict on a root, which the deployment id is made of, and
+// returns it with its count of failures. What is held of that root comes into
+// step, whether it was rolled back by hand before the verdict or after it: a
+// failure is the stronger reason, and a good boot ends it, but not the hold of
+// what was rolled back by hand.
+func (r *Records) Judge(id string, i v1.Identity, h v1.Health) v1.Health {
+	before, held := r.Verdict(i), r.Held(i)
 	h.Failures = 0
 	if h.State == v1.HealthFailed {
 		h.Failures = 1
@@ -64,10 +67,17 @@ func (r *Records) Judge(i v1.Identity, h v1.Health) v1.Health {
 				h.Failures-- // the same boot once more
 			}
 		}
-	} else {
-		r.Quarantine = slices.DeleteFunc(r.Quarantine, func(q v1.Quarantined) bool {
-			return q.Reason != v1.HeldByHand && Same(q.Identity, i)
-		})
+	}
+	byHand := r.Rollback != nil && r.Rollback.By == v1.ByUser && r.Rollback.From == id
+	switch {
+	case held == nil:
+	case h.State == v1.HealthFailed && held.Reason == v1.HeldByHand:
+		held.Time, held.Reason, held.Check, held.Detail = h.Time, v1.HeldCheck, h.Check, h.Reason
+	case h.State == v1.HealthFailed || held.Reason == v1.HeldByHand:
+	case byHand:
+		held.Time, held.Reason, held.Check, held.Detail = r.Rollback.Time, v1.HeldByHand, "", ""
+	default:
+		r.Release(func(q v1.Quarantined) bool { return Same(q.Identity, i) })
 	}
 	r.Forget(i)
 	r.Verdicts = slices.Insert(r.Verdicts, 0, Verdict{i, h})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -50,7 +51,7 @@ func TestJudge(t *testing.T) {
 	update(t, root, func(r *Records) {
 		// Twice in one boot is one failure: that of the check and that of its runner.
 		for _, boot := range []string{"a", "a", "b"} {
-			failures = append(failures, r.Judge(one, fail(boot)).Failures)
+			failures = append(failures, r.Judge("id", one, fail(boot)).Failures)
 		}
 		r.Hold(v1.Quarantined{Identity: one, Reason: v1.HeldCheck})
 		r.Hold(v1.Quarantined{Identity: two, Reason: v1.HeldExhausted})
@@ -62,12 +63,48 @@ func TestJudge(t *testing.T) {
 	if len(r.Verdicts) != 1 || r.Verdict(one).Failures != 2 || r.Verdict(two) != nil || len(r.Quarantine) != 2 {
 		t.Errorf("records = %+v", r)
 	}
-	update(t, root, func(r *Records) { r.Judge(one, v1.Health{State: v1.HealthGood, Boot: "c"}) })
+	update(t, root, func(r *Records) { r.Judge("id", one, v1.Health{State: v1.HealthGood, Boot: "c"}) })
 	if r = load(t, root); r.Verdict(one).State != v1.HealthGood || r.Held(one) != nil || r.Held(two) == nil {
 		t.Errorf("after a good boot: %+v, want it out of quarantine, and the other in", r)
 	}
-	if got := func() int { h := r.Judge(one, fail("d")); return h.Failures }(); got != 1 {
+	if got := func() int { h := r.Judge("id", one, fail("d")); return h.Failures }(); got != 1 {
 		t.Errorf("failures after a good boot = %d, want 1", got)
+	}
+}
+
+// TestJudgeRolledBack: a verdict and a rollback by hand come to the same in either
+// order.
+func TestJudgeRolledBack(t *testing.T) {
+	hand, check := v1.Quarantined{Identity: one, Reason: v1.HeldByHand}, v1.Quarantined{Identity: one, Reason: v1.HeldCheck, Check: "a", Detail: "a failed"}
+	byUser := &v1.RollbackRecord{By: v1.ByUser, From: "id"}
+	good, failed := v1.Health{State: v1.HealthGood}, v1.Health{State: v1.HealthFailed, Check: "b", Reason: "b failed"}
+	for name, tc := range map[string]struct {
+		held     v1.Quarantined
+		rollback *v1.RollbackRecord
+		verdict  v1.Health
+		want     string
+	}{
+		"by hand, good":                {hand, byUser, good, v1.HeldByHand},
+		"by hand, fails":               {hand, byUser, failed, v1.HeldCheck + " b b failed"},
+		"failed, by hand, good":        {check, byUser, good, v1.HeldByHand},
+		"failed, by hand, fails again": {check, byUser, failed, v1.HeldCheck + " a a failed"},
+		"failed, good":                 {check, nil, good, ""},
+		"failed, by the loader, good":  {check, &v1.RollbackRecord{By: v1.ByLoader, From: "id"}, good, ""},
+		"failed, another, good":        {check, &v1.RollbackRecord{By: v1.ByUser, From: "other"}, good, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := Records{Rollback: tc.rollback}
+			r.Hold(v1.Quarantined{Identity: two, Reason: v1.HeldCheck})
+			r.Hold(tc.held)
+			r.Judge("id", one, tc.verdict)
+			got := ""
+			if q := r.Held(one); q != nil {
+				got = strings.TrimSpace(q.Reason + " " + q.Check + " " + q.Detail)
+			}
+			if got != tc.want || r.Held(two) == nil {
+				t.Errorf("held for %q, want %q; the other root is held: %v", got, tc.want, r.Held(two) != nil)
+			}
+		})
 	}
 }
 
@@ -78,7 +115,7 @@ func TestHold(t *testing.T) {
 	if r.HeldTarget(one, []string{"rw"}, false) != nil || r.HeldTarget(one, []string{"rw"}, true) == nil {
 		t.Error("what was rolled back by hand is held from upgrade, and from nothing else")
 	}
-	r.Judge(one, v1.Health{State: v1.HealthGood, Boot: "a"})
+	r.Judge("id", one, v1.Health{State: v1.HealthGood, Boot: "a"})
 	if r.Held(one) == nil {
 		t.Error("a good boot undoes a rollback by hand")
 	}
@@ -101,7 +138,7 @@ func TestHold(t *testing.T) {
 	}
 	for i := range 200 {
 		r.Hold(v1.Quarantined{Identity: v1.Identity{Image: fmt.Sprint(i)}, Reason: v1.HeldCheck})
-		r.Judge(v1.Identity{Image: fmt.Sprint(i)}, v1.Health{State: v1.HealthGood})
+		r.Judge("id", v1.Identity{Image: fmt.Sprint(i)}, v1.Health{State: v1.HealthGood})
 		r.Hold(v1.Quarantined{Identity: v1.Identity{Image: fmt.Sprint(i)}, Reason: v1.HeldCheck})
 	}
 	if len(r.Quarantine) != maxQuarantine || len(r.Verdicts) != maxVerdicts || r.Quarantine[0].Identity.Image != "199" {
@@ -116,7 +153,7 @@ func TestUpdateTogether(t *testing.T) {
 	for i := range 20 {
 		wg.Go(func() {
 			if err := Update(root, "state", func(r *Records) error {
-				r.Judge(v1.Identity{Image: fmt.Sprint(i)}, v1.Health{State: v1.HealthGood})
+				r.Judge("id", v1.Identity{Image: fmt.Sprint(i)}, v1.Health{State: v1.HealthGood})
 				return nil
 			}); err != nil {
 				t.Error(err)
@@ -143,7 +180,7 @@ func TestBadRecords(t *testing.T) {
 			if _, err := Load(root, "state"); fault.KindOf(err) != tc.kind || fault.HintOf(err) == "" {
 				t.Errorf("Load = %v, want one of kind %s", err, tc.kind)
 			}
-			err := Update(root, "state", func(r *Records) error { r.Judge(one, v1.Health{State: v1.HealthGood}); return nil })
+			err := Update(root, "state", func(r *Records) error { r.Judge("id", one, v1.Health{State: v1.HealthGood}); return nil })
 			if tc.kind == fault.Conflict {
 				if fault.KindOf(err) != fault.Conflict {
 					t.Errorf("records of a newer kedge were changed: %v", err)
@@ -159,7 +196,7 @@ func TestBadRecords(t *testing.T) {
 
 func TestUpdateFails(t *testing.T) {
 	root, dir := open(t)
-	update(t, root, func(r *Records) { r.Judge(one, v1.Health{State: v1.HealthGood}) })
+	update(t, root, func(r *Records) { r.Judge("id", one, v1.Health{State: v1.HealthGood}) })
 	st, err := os.Stat(filepath.Join(dir, "state", recordsFile))
 	if err != nil {
 		t.Fatal(err)
