@@ -88,7 +88,7 @@ func (s *fallback) tag(t *testing.T, name string) {
 // install puts a host on a disk whose boot menu begins with two bad roots, each of
 // which has one try.
 func (s *fallback) install(t *testing.T, cfg host.Config, backend string, kargs ...string) error {
-	if err := s.installFirmware(t, cfg, "os:fallback", backend, kargs...); err != nil {
+	if err := s.installFirmware(t, cfg, "systemd-boot", "os:fallback", backend, kargs...); err != nil {
 		return err
 	}
 	cfg.Write = true
@@ -170,7 +170,7 @@ func (s *fallback) run(t *testing.T) {
 	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
 		t.Fatal(err)
 	}
-	checkESP(t, s.disk, 4)
+	checkESP(t, s.disk, 4, true)
 }
 
 // start boots what is to be a good root of that name.

@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/host"
-	"github.com/kedge-os/kedge/pkg/ocibridge"
 )
 
 // TestGRUBOSTree and TestGRUBComposefs are the story of a host that its firmware
@@ -31,19 +29,14 @@ func TestGRUBComposefs(t *testing.T) {
 }
 
 func (w *world) grubStory(t *testing.T, backend, fs string) {
-	lab.Need(t, "sfdisk", "mkfs.vfat", "fsck.fat", "mcopy")
 	w.buildHostImage(t, "os:grub-host", "one")
 	w.buildGRUB(t, "os:grub-one", "os:grub-host")
 	w.build(t, "os:grub-two", "FROM "+w.Registry.Repo("os:grub-one")+`
 RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10-lab.toml
 `)
-	path := filepath.Join(w.Dir, t.Name()+".img")
-	disk, err := lab.NewFirmwareDisk(t.Context(), path, fs, 6<<30)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.Remove(path) })
-	w.installGRUB(t, disk, "os:grub-one", backend)
+	disk := w.firmwareDisk(t, fs, func(cfg host.Config) error {
+		return w.installFirmware(t, cfg, "grub", "os:grub-one", backend)
+	})
 	checkGRUB(t, disk)
 
 	m := w.machine(t, disk)
@@ -90,35 +83,12 @@ func (w *world) buildGRUB(t *testing.T, ref, base string) {
 	}
 }
 
-func (w *world) installGRUB(t *testing.T, disk *lab.Disk, ref, backend string) {
-	t.Helper()
-	policy := filepath.Join(t.TempDir(), "policy.json")
-	if err := os.WriteFile(policy, []byte(`{"default": [{"type": "insecureAcceptAnything"}]}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	err := disk.WithFirmware(t.Context(), func(root string) error {
-		cfg := host.Config{
-			Sysroot: root, AnyESP: true, Images: ocibridge.Options{RegistriesConf: w.Conf, PolicyFile: policy},
-			Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		}
-		_, err := host.Install(t.Context(), cfg, host.InstallOptions{
-			Image: w.Registry.Repo(ref), TargetImage: w.Registry.GuestRepo(ref), Backend: backend, Bootloader: "grub",
-			Kargs:              append(strings.Fields(lab.EmulatorOptions+",apparmor"), rootArgs...),
-			AllowMissingVerity: true,
-		})
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // checkGRUB looks at the EFI system partition of a machine that is down.
 func checkGRUB(t *testing.T, disk *lab.Disk) {
 	t.Helper()
-	dir, fsck, err := disk.ESP(t.Context(), t.TempDir())
+	dir, err := disk.ESP(t.Context(), t.TempDir(), false)
 	if err != nil {
-		t.Fatalf("the EFI system partition: %v\n%s", err, fsck)
+		t.Fatalf("the EFI system partition: %v", err)
 	}
 	for _, name := range []string{"EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/grubx64.efi", "EFI/debian/shimx64.efi", "EFI/debian/grubx64.efi"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
