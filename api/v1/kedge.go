@@ -43,6 +43,8 @@ type KedgeEntry struct {
 	Origin   string    `json:"origin,omitempty"`
 	Kargs    []string  `json:"kargs"`
 	Packages *Packages `json:"packages,omitempty"`
+	// Initramfs is left out where the deployment has the image's own.
+	Initramfs *Initramfs `json:"initramfs,omitempty"`
 	// Health is how the last boot of this root that was judged went; left out
 	// before there was one.
 	Health *Health `json:"health,omitempty"`

@@ -22,6 +22,11 @@ type Packages struct {
 	LeftOut []PackageLeftOut `json:"leftOut,omitempty"`
 }
 
+// Initramfs is an initramfs that was made on this host.
+type Initramfs struct {
+	Args []string `json:"args"` // for dracut, as they were asked for
+}
+
 // PackageLeftOut is a package that is not there, and why.
 type PackageLeftOut struct {
 	Name   string `json:"name"`

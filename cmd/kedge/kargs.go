@@ -14,20 +14,17 @@ import (
 type kargsOptions struct {
 	Append, Delete, Replace      cli.StringSlice
 	AppendMissing, DeletePresent cli.StringSlice
-	Apply                        bool
-	Unchanged77                  bool
+	changeOptions
 }
 
 func (o *kargsOptions) AddFlags() []cli.Flag {
-	return []cli.Flag{
+	return append([]cli.Flag{
 		&cli.StringSliceFlag{Name: "append", Usage: "add `K=V` at the end", Destination: &o.Append},
 		&cli.StringSliceFlag{Name: "append-if-missing", Usage: "add `K=V` unless it is there", Destination: &o.AppendMissing},
 		&cli.StringSliceFlag{Name: "delete", Usage: "take `K=V` away; K alone where it is there once", Destination: &o.Delete},
 		&cli.StringSliceFlag{Name: "delete-if-present", Usage: "take `K=V` away if it is there", Destination: &o.DeletePresent},
 		&cli.StringSliceFlag{Name: "replace", Usage: "change `K=V=NEW`; K=NEW where K is there once", Destination: &o.Replace},
-		&cli.BoolFlag{Name: "apply", Usage: "reboot into the change", Destination: &o.Apply},
-		&cli.BoolFlag{Name: "unchanged-exit-77", Usage: "exit with 77 where nothing changed", Destination: &o.Unchanged77},
-	}
+	}, o.changeOptions.AddFlags()...)
 }
 
 func cmdKargs(e *env) *cli.Command {
@@ -53,15 +50,7 @@ func runKargs(ctx context.Context, e *env, opts kargsOptions) error {
 	if edit.Empty() {
 		return show(ctx, e, false, (*host.Host).ListKargs, kargsText)
 	}
-	var result *v1.Result
-	err := e.change(ctx, opts.Apply, func(ctx context.Context, h *host.Host) (r *v1.Result, err error) {
-		result, err = h.Kargs(ctx, edit)
-		return result, err
-	})
-	if err != nil {
-		return err
-	}
-	return unchanged(result, opts.Unchanged77)
+	return opts.change(ctx, e, func(ctx context.Context, h *host.Host) (*v1.Result, error) { return h.Kargs(ctx, edit) })
 }
 
 func kargsText(kargs []v1.Karg) string {

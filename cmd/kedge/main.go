@@ -80,7 +80,7 @@ func newApp(e *env) *cli.App {
 		Before:          e.before,
 		Commands: []*cli.Command{
 			cmdStatus(e), cmdSwitch(e), cmdUpgrade(e), cmdRollback(e), cmdDeploy(e), cmdPlan(e),
-			cmdDiff(e), cmdEtc(e), cmdUsrOverlay(e), cmdKargs(e), cmdPkg(e), cmdPin(e), cmdUnpin(e), cmdHealth(e), cmdHistory(e), cmdCleanup(e), cmdFsck(e),
+			cmdDiff(e), cmdEtc(e), cmdUsrOverlay(e), cmdKargs(e), cmdInitramfs(e), cmdPkg(e), cmdPin(e), cmdUnpin(e), cmdHealth(e), cmdHistory(e), cmdCleanup(e), cmdFsck(e),
 			cmdInstall(e), cmdImage(e), cmdContainer(e), cmdSelf(e), cmdInternals(e),
 			cmdCompletion(e), cmdComplete(e), cmdMan(e),
 		},

@@ -26,23 +26,20 @@ func cmdPkg(e *env) *cli.Command {
 
 type pkgOptions struct {
 	host.PackagesOptions
-	Also        cli.StringSlice // the other direction in the same transaction
-	Install     cli.StringSlice // packages to add in it
-	Apply       bool
-	Unchanged77 bool
-	Yes         bool
+	Also    cli.StringSlice // the other direction in the same transaction
+	Install cli.StringSlice // packages to add in it
+	Yes     bool
+	changeOptions
 }
 
 func (o *pkgOptions) AddFlags() []cli.Flag {
-	return []cli.Flag{
+	return append([]cli.Flag{
 		&cli.BoolFlag{Name: "dry-run", Usage: "only show what would be layered", Destination: &o.DryRun},
 		&cli.BoolFlag{Name: "download-only", Usage: "fetch the packages, and change nothing", Destination: &o.DownloadOnly},
 		&cli.BoolFlag{Name: "cache-only", Usage: "use what was fetched before; no network", Destination: &o.CacheOnly},
 		&cli.BoolFlag{Name: "idempotent", Usage: "make no error of what is there already, or not there", Destination: &o.Idempotent},
-		&cli.BoolFlag{Name: "apply", Usage: "reboot into the change", Destination: &o.Apply},
-		&cli.BoolFlag{Name: "unchanged-exit-77", Usage: "exit with 77 where nothing changed", Destination: &o.Unchanged77},
 		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "accepted for scripts: kedge asks nothing", Destination: &o.Yes},
-	}
+	}, o.changeOptions.AddFlags()...)
 }
 
 func cmdPkgAdd(e *env) *cli.Command {
@@ -89,25 +86,19 @@ func runPkgChange(ctx context.Context, e *env, opts pkgOptions) error {
 	if opts.DryRun && opts.DownloadOnly || opts.Apply && (opts.DryRun || opts.DownloadOnly) {
 		return fault.New(fault.Usage, "leave one of them out", "%s: --dry-run, --download-only and --apply exclude each other", opts.Verb)
 	}
+	op := func(ctx context.Context, h *host.Host) (*v1.Result, error) { return h.ChangePackages(ctx, opts.PackagesOptions) }
+	if !opts.DryRun && !opts.DownloadOnly {
+		return opts.change(ctx, e, op)
+	}
 	var result *v1.Result
-	op := func(ctx context.Context, h *host.Host) (r *v1.Result, err error) {
-		result, err = h.ChangePackages(ctx, opts.PackagesOptions)
-		return result, err
-	}
-	if opts.DryRun || opts.DownloadOnly {
-		err := e.withHost(ctx, true, func(h *host.Host) error {
-			_, err := op(ctx, h)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		return e.print(result, func() string { return packagesChangeText(result.Packages) })
-	}
-	if err := e.change(ctx, opts.Apply, op); err != nil {
+	err := e.withHost(ctx, true, func(h *host.Host) (err error) {
+		result, err = op(ctx, h)
+		return err
+	})
+	if err != nil {
 		return err
 	}
-	return unchanged(result, opts.Unchanged77)
+	return e.print(result, func() string { return packagesChangeText(result.Packages) })
 }
 
 // packagesChangeText is what a change would come to.

@@ -6,6 +6,8 @@ import (
 	"os"
 	"strings"
 
+	"github.com/urfave/cli/v2"
+
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/internal/mountns"
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -103,6 +105,32 @@ func (e *env) change(ctx context.Context, reboot bool, op func(context.Context, 
 		return host.Reboot(ctx)
 	}
 	return nil
+}
+
+// changeOptions are those of verbs that change the next boot and nothing else.
+type changeOptions struct {
+	Apply       bool
+	Unchanged77 bool
+}
+
+func (o *changeOptions) AddFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "apply", Usage: "reboot into the change", Destination: &o.Apply},
+		&cli.BoolFlag{Name: "unchanged-exit-77", Usage: "exit with 77 where nothing changed", Destination: &o.Unchanged77},
+	}
+}
+
+// change is env.change as the options say.
+func (o changeOptions) change(ctx context.Context, e *env, op func(context.Context, *host.Host) (*v1.Result, error)) error {
+	var result *v1.Result
+	err := e.change(ctx, o.Apply, func(ctx context.Context, h *host.Host) (r *v1.Result, err error) {
+		result, err = op(ctx, h)
+		return result, err
+	})
+	if err != nil {
+		return err
+	}
+	return unchanged(result, o.Unchanged77)
 }
 
 func (e *env) printResult(r *v1.Result) error {

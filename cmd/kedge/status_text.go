@@ -169,6 +169,9 @@ func writeEntry(b *strings.Builder, e *env, r row) {
 			fmt.Fprintf(b, "  %s %s\n", e.paint(bold+yellow, "degraded:"), oneLine(o.Name+" is left out: "+o.Reason))
 		}
 	}
+	if i := k.Initramfs; i != nil {
+		line("initrd", "%s", strings.TrimSpace("made on this host "+strings.Join(i.Args, " ")))
+	}
 	if i := k.BaseImage; i != nil {
 		line("base", "%s", i.ImageDigest)
 	}

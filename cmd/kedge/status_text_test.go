@@ -69,6 +69,7 @@ func TestStatusText(t *testing.T) {
 			e := entry("41.1", "1", 0, true)
 			e.Image, e.Incompatible = nil, true
 			e.Kedge.Packages = &v1.Packages{Requested: []string{"htop", "vim"}, Removed: []string{"nano"}}
+			e.Kedge.Initramfs = &v1.Initramfs{Args: []string{"--add-drivers", "nvme vfio-pci"}}
 			h.Status.Booted = e
 		},
 		"empty": func(*v1.Host) {},

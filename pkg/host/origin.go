@@ -16,7 +16,7 @@ const (
 
 // foreignGroups make bootc report a deployment as incompatible: they hold
 // changes that it would lose.
-var foreignGroups = []string{"rpmostree", "packages", "overrides", "modules"}
+var foreignGroups = []string{groupRPMOSTree, groupPackages, groupOverrides, "modules"}
 
 func parseOrigin(f *keyfile.File) origin {
 	var o origin

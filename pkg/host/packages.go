@@ -31,6 +31,10 @@ type PackagesOptions struct {
 	// of some, ResetAll of all.
 	Replace, OverrideRemove, Reset []string
 	ResetAll                       bool
+	// Initramfs has the initramfs made on this host; StockInitramfs takes the
+	// image's own again.
+	Initramfs      *layering.Initramfs
+	StockInitramfs bool
 	// Refresh chooses again from what the repositories have now.
 	Refresh bool
 	// Required: an update is not made on an image that cannot take what is added.
@@ -112,7 +116,16 @@ func (h *Host) changePackages(ctx context.Context, o PackagesOptions) (*v1.Resul
 func (o PackagesOptions) apply(was packageIntent) (packageIntent, error) {
 	now := packageIntent{
 		install: slices.Clone(was.install), files: slices.Clone(was.files), remove: slices.Clone(was.remove),
-		replace: slices.Clone(was.replace), required: slices.Clone(was.required),
+		replace: slices.Clone(was.replace), required: slices.Clone(was.required), initramfs: was.initramfs,
+	}
+	if o.StockInitramfs {
+		now.initramfs = nil
+	}
+	if o.Initramfs != nil {
+		if err := o.Initramfs.Check(); err != nil {
+			return now, err
+		}
+		now.initramfs = o.Initramfs
 	}
 	for _, name := range o.Remove {
 		n := len(now.install) + len(now.files)
@@ -188,7 +201,8 @@ func (f localPackage) is(name string) bool {
 
 func sameIntent(a, b packageIntent) bool {
 	return slices.Equal(a.install, b.install) && slices.Equal(a.remove, b.remove) && slices.Equal(a.required, b.required) &&
-		slices.EqualFunc(a.files, b.files, func(x, y localPackage) bool { return x.sum == y.sum }) && slices.EqualFunc(a.replace, b.replace, replacement.same)
+		slices.EqualFunc(a.files, b.files, func(x, y localPackage) bool { return x.sum == y.sum }) && slices.EqualFunc(a.replace, b.replace, replacement.same) &&
+		sameInitramfs(a.initramfs, b.initramfs)
 }
 
 // packagesDone reports whether kedge did what the origin asks for; rpm-ostree

@@ -33,13 +33,15 @@ type wanted struct {
 	file    string // path of a local package
 	remove  bool
 	replace *replacement
+	// initramfs is one to be made; the rest is empty.
+	initramfs *layering.Initramfs
 }
 
 // sameEngine refuses a base with another package manager than the one that the
 // names were meant for.
 func (a *attempt) sameEngine(r *packageRecord) error {
 	was := engineOf(a.options.before)
-	if was == "" || was == a.session.Engine() {
+	if was == "" || was == a.session.Engine() || !r.anyPackage() {
 		return nil
 	}
 	return fault.New(fault.Conflict, "remove the packages first (kedge pkg remove), or stay with images of the same package manager",
@@ -101,6 +103,10 @@ func (a *attempt) leaveOut(w wanted, err error, out *layered) error {
 	if a.options.refresh && !leftOutBefore(a.options.before, w.name) {
 		return err // it is there: better as it was than not at all
 	}
+	if w.initramfs != nil {
+		return fault.New(fault.Held, "kedge initramfs --stock takes the image's own",
+			"the initramfs is made on this host, and cannot be made for this image: %w", err)
+	}
 	if slices.Contains(out.record.required, w.name) {
 		return fault.New(fault.Held, "kedge pkg remove takes it out; kedge pkg add without --required makes updates go on without it",
 			"the package %s is required, and this image cannot take it: %w", w.name, err)
@@ -135,6 +141,8 @@ func (a *attempt) try(ctx context.Context, set []wanted) error {
 				r.Name, r.File = "", w.file
 			}
 			req.Replace = append(req.Replace, r)
+		case w.initramfs != nil:
+			req.Initramfs = w.initramfs
 		case w.remove:
 			req.Remove = append(req.Remove, w.name)
 		case w.file != "":
@@ -156,7 +164,7 @@ func (a *attempt) try(ctx context.Context, set []wanted) error {
 		}
 	}
 	var layer *layering.Layer
-	if len(lock.Install)+len(lock.Remove) > 0 && a.options.stop != afterResolve {
+	if lock.ChangesRoot() && a.options.stop != afterResolve {
 		if layer, err = a.install(ctx, lock); err != nil {
 			return err
 		}
@@ -166,14 +174,20 @@ func (a *attempt) try(ctx context.Context, set []wanted) error {
 }
 
 func (a *attempt) install(ctx context.Context, lock *layering.Lock) (*layering.Layer, error) {
-	a.cfg.Progress.Step(v1.TaskImporting, fmt.Sprintf("Fetching %d packages", len(lock.Install)))
+	if n := len(lock.Install); n > 0 {
+		a.cfg.Progress.Step(v1.TaskImporting, fmt.Sprintf("Fetching %d packages", n))
+	}
 	if err := a.session.Fetch(ctx, lock); err != nil || a.options.stop == afterFetch {
 		return nil, err
 	}
 	if r, err := recordOf(a.options.before); err == nil && r != nil {
 		lock.Accounts = r.Lock.Accounts
 	}
-	a.cfg.Progress.Step(v1.TaskImporting, fmt.Sprintf("Installing %d packages", len(lock.Install)))
+	doing := fmt.Sprintf("Installing %d packages", len(lock.Install))
+	if lock.Initramfs != nil {
+		doing += ", and making the initramfs"
+	}
+	a.cfg.Progress.Step(v1.TaskImporting, doing)
 	layer, err := a.session.Make(ctx, lock)
 	if err == nil {
 		lock.Accounts = layer.Accounts
@@ -209,6 +223,9 @@ func (a *attempt) wanted(i packageIntent) (all []wanted) {
 	}
 	for n, r := range i.replace {
 		all = append(all, wanted{name: r.name, file: path(r.localPackage), replace: &i.replace[n]})
+	}
+	if i.initramfs != nil {
+		all = append(all, wanted{initramfs: i.initramfs})
 	}
 	return all
 }

@@ -72,6 +72,12 @@ func (h *Host) layer(ctx context.Context, base layerBase, wants packageIntent, o
 	if wants.empty() {
 		return out, nil
 	}
+	if unified, err := h.store.BootsUKI(ctx, base.root); err != nil {
+		return nil, err
+	} else if unified {
+		return nil, fault.New(fault.Conflict, "build the packages into the image, or use one with a separate kernel: /usr/lib/modules/VERSION/vmlinuz and initramfs.img",
+			"the image boots a unified kernel image that is signed for its tree as it is: it cannot take or lose packages (%s)", someOf(append(wants.names(), wants.overridden()...)))
+	}
 	out.record = &packageRecord{packageIntent: wants, base: base.image.digest}
 	images, err := h.localImages()
 	if err != nil {
@@ -113,7 +119,14 @@ func (h *Host) makeLayer(ctx context.Context, images layering.Layout, base layer
 		return nil, err
 	}
 	defer done()
-	h.cfg.Progress.Step(v1.TaskImporting, "Choosing packages")
+	if out.record.anyPackage() {
+		h.cfg.Progress.Step(v1.TaskImporting, "Choosing packages")
+	}
+	if out.record.initramfs != nil {
+		if out.warnings, err = h.checkDracut(ctx, o.before); err != nil {
+			return nil, err
+		}
+	}
 	s, err := h.openPackages(ctx, layering.Base{Created: base.image.created}, base.root, layering.Options{HostEtc: etc, CacheOnly: o.cacheOnly})
 	if err != nil {
 		return nil, withPackages(err, out.record)
@@ -162,6 +175,9 @@ func (h *Host) openPackages(ctx context.Context, base layering.Base, root string
 func withPackages(err error, r *packageRecord) error {
 	if fault.KindOf(err) != fault.Conflict {
 		return err
+	}
+	if !r.anyPackage() {
+		return fmt.Errorf("the initramfs is to be made on this host: %w", err)
 	}
 	return fmt.Errorf("packages are asked for on this host (%s): %w", someOf(append(r.names(), r.overridden()...)), err)
 }
@@ -261,7 +277,7 @@ func findStored(images layering.Layout, base string, wants packageIntent) (*laye
 		return nil, err
 	}
 	for _, s := range list {
-		if s.Base == base && s.Format == layering.Format && s.Request.Initramfs == nil && slices.Equal(s.Request.Install, wants.install) &&
+		if s.Base == base && s.Format == layering.Format && sameInitramfs(s.Request.Initramfs, wants.initramfs) && slices.Equal(s.Request.Install, wants.install) &&
 			slices.Equal(s.Request.Remove, wants.remove) && sameReplacements(s.Request.Replace, wants.replace) && sameFiles(&s.Lock, wants.local()) {
 			return &s, nil
 		}

@@ -19,6 +19,8 @@ type packageIntent struct {
 	replace []replacement  // packages of the base that are to have another version
 	// required are those of install and files without which a base is refused.
 	required []string
+	// initramfs is to be made on this host; nil: the image's own.
+	initramfs *layering.Initramfs
 }
 
 // localPackage is a package file that the package cache keeps.
@@ -35,8 +37,10 @@ type replacement struct {
 	against string // the base's version when it was asked for
 }
 
-func (i packageIntent) empty() bool {
-	return len(i.install)+len(i.files)+len(i.remove)+len(i.replace) == 0
+func (i packageIntent) empty() bool { return !i.anyPackage() && i.initramfs == nil }
+
+func (i packageIntent) anyPackage() bool {
+	return len(i.install)+len(i.files)+len(i.remove)+len(i.replace) > 0
 }
 
 // names are what status shows as requested.
@@ -163,6 +167,7 @@ func readIntent(f *keyfile.File) (i packageIntent) {
 	for _, l := range local(groupOverrides, keyReplaceLocal) {
 		i.replace = append(i.replace, replacement{localPackage: l})
 	}
+	i.initramfs = readInitramfs(f)
 	against, _ := f.List(groupKedge, keyReplaced)
 	for _, s := range against {
 		name, version, _ := strings.Cut(s, " ")
@@ -213,6 +218,7 @@ func (r *packageRecord) write(f *keyfile.File) {
 	list(groupKedge, keyInactive, r.inactive)
 	list(groupKedge, keyLeftOut, out)
 	list(groupKedge, keyReplaced, against)
+	writeInitramfs(f, r.initramfs)
 }
 
 // ofRepository reports whether packages are to be replaced by those of a certain
@@ -224,13 +230,15 @@ func ofRepository(f *keyfile.File) bool {
 
 // foreignChanges lists what other programs recorded and kedge cannot do: such a
 // deployment is not changed. Names of packages to install and to remove mean the
-// same to kedge; rpm-ostree's local packages are in a cache of its own, and those
-// it replaces are of one repository.
+// same to kedge, and so does an initramfs that takes nothing from the host;
+// rpm-ostree's local packages are in a cache of its own, and those it replaces
+// are of one repository.
 func foreignChanges(f *keyfile.File, ours bool) (changes []string) {
 	for _, g := range foreignGroups {
 		for _, key := range f.Keys(g) {
 			v, _ := f.Get(g, key)
 			known := g == groupPackages && key == keyRequested || g == groupOverrides && key == keyRemove ||
+				g == groupRPMOSTree && initramfsKept(f, key, ours) ||
 				ours && (g == groupPackages && key == keyLocal || g == groupOverrides && (key == keyReplaceLocal || key == keyReplace && !ofRepository(f)))
 			if v != "" && v != "false" && !known {
 				changes = append(changes, fmt.Sprintf("[%s] %s=%s", g, key, v))

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -63,21 +62,6 @@ func TestPackagesOnAMovingBase(t *testing.T) { conform(t, degradedLife) }
 // rpmOSTreeLife: names that rpm-ostree recorded are carried over.
 func rpmOSTreeLife(t *testing.T) []step {
 	l := newPackageLab(t, "dnf")
-	record := func(text string) step {
-		return act("origin", func(s *stage) {
-			h := s.open()
-			list, err := h.store.Deployments()
-			must(s.t, err)
-			h.Close()
-			name := s.path(list[0].id, "") + ".origin"
-			if s.backend == "composefs" {
-				name = filepath.Join(s.path(list[0].id, ""), list[0].root+".origin")
-			}
-			old, err := os.ReadFile(name)
-			must(s.t, err)
-			must(s.t, os.WriteFile(name, append(old, text...), 0o644))
-		})
-	}
 	return []step{
 		act("image", func(s *stage) { s.refs["a"], _ = s.pushImage("a", l.image(s.t, "dnf", 1)) }),
 		{name: "install", do: doInstall("a", "rw")},
@@ -86,7 +70,7 @@ func rpmOSTreeLife(t *testing.T) []step {
 		{name: "list", do: doListPackages},
 		{name: "upgrade", do: doUpgrade(UpgradeOptions{}), check: wantFiles(0, "usr/bin/lab-chain", "!usr/bin/lab-editor")},
 		{name: "status", do: doStatus},
-		record("\n[rpmostree]\nregenerate-initramfs=true\n"),
+		record("\n[rpmostree]\ninitramfs-etc=/etc/crypttab;\n"),
 		{name: "what cannot be carried over", do: doPackages(PackagesOptions{Remove: []string{"lab-chain"}}), kind: fault.Conflict},
 	}
 }

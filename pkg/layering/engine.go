@@ -102,6 +102,10 @@ func detect(root *os.Root) (engine, error) {
 			return m.engine, nil
 		}
 	}
+	if notEmpty(root, "usr/bin/microdnf") {
+		return nil, fault.New(fault.Conflict, "add dnf5 to the image (FROM this image, RUN microdnf install dnf5), or dnf where its distribution has no dnf5",
+			"the only package manager of the image is microdnf, which kedge does not use")
+	}
 	return nil, fault.New(fault.Conflict, "add dnf5, dnf 4 or apt to the image, or install the packages in the image itself (FROM this image, RUN dnf install …)",
 		"the image has no package manager that kedge knows (dnf5 or dnf 4 with rpm, or apt with dpkg)")
 }

@@ -26,7 +26,7 @@ const (
 
 // Format is the version of how layers are made; another one makes another
 // layer of the same lock.
-const Format = "1"
+const Format = "2"
 
 // BaseImage is what a registry gave for the base.
 type BaseImage struct {
@@ -131,6 +131,9 @@ func describe(lock *Lock) string {
 	}
 	for _, p := range lock.Remove {
 		words = append(words, "remove "+p.Name)
+	}
+	if lock.Initramfs != nil {
+		words = append(words, "make the initramfs")
 	}
 	return strings.Join(words, ", ")
 }

@@ -21,11 +21,6 @@ const modulesDir = "usr/lib/modules"
 // bootUpper is the session's directory that a transaction sees as /boot.
 const bootUpper = "boot"
 
-// Initramfs says that the initramfs is made anew on this host.
-type Initramfs struct {
-	Args []string `json:"args,omitempty"` // for dracut, after kedge's own
-}
-
 // kernelFixer makes a root whose kernel changed one that boots: a kernel in its
 // place, its lists of modules, an initramfs, and no other kernel.
 type kernelFixer struct {
@@ -63,6 +58,8 @@ func (k *kernelFixer) run(ctx context.Context) (bool, error) {
 	switch {
 	case len(kernels) == 0 && len(before) == 0 && k.want == nil:
 		return false, nil // modules for nobody
+	case len(kernels) == 0 && len(before) == 0:
+		return false, fault.New(fault.Conflict, "take an image that boots", "the image has no kernel that an initramfs could be made for")
 	case len(kernels) == 0:
 		return false, fault.New(fault.Conflict, "add a kernel in the same request", "there is no kernel in the image: %q went, and none came", before)
 	case len(kernels) > 1:
@@ -169,64 +166,7 @@ func (k *kernelFixer) tool(ctx context.Context, pkg string, argv ...string) erro
 	case out.code == 0:
 		return nil
 	case strings.Contains(out.tail, "execvp "+argv[0]):
-		return fault.New(fault.Conflict, "add "+pkg+" to the image, or change the kernel in the image itself", "the kernel changes, and the image has no %s", argv[0])
+		return fault.New(fault.Conflict, "add "+pkg+" to the image, or make the change in the image itself", "the kernel or its initramfs is to change, and the image has no %s", argv[0])
 	}
-	return fault.New(fault.Conflict, "change the kernel in the image itself", "%s ended with status %d:\n%s", argv[0], out.code, lastLines(out.tail, 20))
-}
-
-// initramfs makes the initramfs of a kernel, with the dracut modules that the
-// image's own has.
-func (k *kernelFixer) initramfs(ctx context.Context, before []string, version string) error {
-	argv := []string{"dracut", "--force", "--no-hostonly", "--reproducible", "--tmpdir", "/tmp", "--kver", version}
-	for _, old := range before {
-		modules, err := k.modulesOf(ctx, old)
-		if err != nil {
-			return err
-		}
-		if len(modules) > 0 {
-			argv = append(argv, "--add", strings.Join(modules, " "))
-		}
-	}
-	if k.want != nil {
-		argv = append(argv, k.want.Args...)
-	}
-	return k.tool(ctx, "dracut", append(argv, "/"+path.Join(modulesDir, version, "initramfs.img"))...)
-}
-
-// modulesOf lists the dracut modules of a kernel's initramfs in the base which
-// the root still has.
-func (k *kernelFixer) modulesOf(ctx context.Context, version string) ([]string, error) {
-	name := path.Join(modulesDir, version, "initramfs.img")
-	tools, err := os.OpenRoot(k.s.dir)
-	if err != nil {
-		return nil, err
-	}
-	defer tools.Close()
-	err = copyBetween(k.base, name, tools, "initramfs.img")
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	b := *k.box
-	b.binds = append(slices.Clone(b.binds), bind{from: k.s.path("initramfs.img"), to: path.Join(boxTools, "initramfs.img")})
-	out, err := b.run(ctx, command{argv: []string{"lsinitrd", "--mod", path.Join(boxTools, "initramfs.img")}})
-	if err != nil || out.code != 0 {
-		return nil, err
-	}
-	dirs, err := fs.Glob(k.merged.FS(), "usr/lib/dracut/modules.d/[0-9]*")
-	if err != nil {
-		return nil, err
-	}
-	var modules []string
-	for line := range strings.Lines(out.stdout) {
-		// "dracut modules:" stands above them.
-		module := strings.TrimSpace(line)
-		there := func(dir string) bool { return strings.TrimLeft(path.Base(dir), "0123456789") == module }
-		if module != "" && slices.ContainsFunc(dirs, there) {
-			modules = append(modules, module)
-		}
-	}
-	return modules, nil
+	return fault.New(fault.Conflict, "make the change in the image itself, or leave the arguments out that it does not take", "%s ended with status %d:\n%s", argv[0], out.code, lastLines(out.tail, 20))
 }

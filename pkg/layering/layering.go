@@ -100,6 +100,11 @@ type Lock struct {
 	Accounts []Account `json:"accounts,omitempty"`
 }
 
+func (l *Lock) changesPackages() bool { return len(l.Install)+len(l.Remove) > 0 }
+
+// ChangesRoot reports whether the lock makes a layer.
+func (l *Lock) ChangesRoot() bool { return l.changesPackages() || l.Initramfs != nil }
+
 // Account is a user or group with its number.
 type Account struct {
 	Kind string `json:"kind"` // "user" or "group"

@@ -77,28 +77,19 @@ func (s *Session) makeLayer(ctx context.Context, mnt string, lock *Lock) (*Layer
 	if err := createAccounts(merged, lock.Accounts); err != nil {
 		return nil, err
 	}
+	if err := errors.Join(os.RemoveAll(s.path(bootUpper)), os.Mkdir(s.path(bootUpper), 0o755)); err != nil {
+		return nil, err
+	}
 	b := &box{s: s, root: mnt, writable: true}
-	before, err := s.engine.query(ctx, b)
-	if err != nil {
-		return nil, err
-	}
-	tx := *b
-	empty, err := s.cacheDir(s.path("cache"))
-	if err != nil {
-		return nil, err
-	}
-	packages := filepath.Join(s.opt.Cache, "packages")
-	if err := errors.Join(os.RemoveAll(s.path(bootUpper)), os.Mkdir(s.path(bootUpper), 0o755), os.MkdirAll(packages, 0o755)); err != nil {
-		return nil, err
-	}
-	tx.binds = []bind{empty, {from: packages, to: boxPackages}, {from: s.path(bootUpper), to: "/boot", writable: true}}
 	layer := &Layer{Path: s.path(layerFile)}
-	guarded, done := s.guardSpace(ctx)
-	layer.Output, err = s.engine.transact(guarded, &tx, lock)
-	done()
-	s.journal(layer.Output, err != nil)
-	if err != nil {
-		return nil, err
+	var before []Package
+	if lock.changesPackages() {
+		if before, err = s.engine.query(ctx, b); err != nil {
+			return nil, err
+		}
+		if layer.Output, err = s.transact(ctx, b, lock); err != nil {
+			return nil, err
+		}
 	}
 	cs, err := s.collect(started)
 	if err != nil {
@@ -108,19 +99,21 @@ func (s *Session) makeLayer(ctx context.Context, mnt string, lock *Lock) (*Layer
 	if err := intact(cs); err != nil {
 		return nil, err
 	}
-	after, err := s.engine.query(ctx, b)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkDatabase(before, lock, after); err != nil {
-		return nil, err
+	if lock.changesPackages() {
+		after, err := s.engine.query(ctx, b)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkDatabase(before, lock, after); err != nil {
+			return nil, err
+		}
 	}
 	base, err := os.OpenRoot(s.base.Root)
 	if err != nil {
 		return nil, err
 	}
 	defer base.Close()
-	guarded, done = s.guardSpace(ctx)
+	guarded, done := s.guardSpace(ctx)
 	kernel := &kernelFixer{s: s, box: b, base: base, merged: merged, cs: cs, want: lock.Initramfs}
 	changed, err := kernel.run(guarded)
 	done()
@@ -143,6 +136,26 @@ func (s *Session) makeLayer(ctx context.Context, mnt string, lock *Lock) (*Layer
 	}
 	layer.DiffID, layer.Size, err = writeLayer(cs, s.epoch(), layer.Path)
 	return layer, err
+}
+
+// transact runs the package manager on the root of a box, and returns what was
+// said.
+func (s *Session) transact(ctx context.Context, b *box, lock *Lock) (string, error) {
+	tx := *b
+	empty, err := s.cacheDir(s.path("cache"))
+	if err != nil {
+		return "", err
+	}
+	packages := filepath.Join(s.opt.Cache, "packages")
+	if err := os.MkdirAll(packages, 0o755); err != nil {
+		return "", err
+	}
+	tx.binds = []bind{empty, {from: packages, to: boxPackages}, {from: s.path(bootUpper), to: "/boot", writable: true}}
+	guarded, done := s.guardSpace(ctx)
+	defer done()
+	said, err := s.engine.transact(guarded, &tx, lock)
+	s.journal(said, err != nil)
+	return said, err
 }
 
 // guardSpace ends what runs with the returned context when the file system

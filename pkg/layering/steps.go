@@ -43,6 +43,14 @@ func (s *Session) Resolve(ctx context.Context, req Request) (lock *Lock, err err
 			return nil, err
 		}
 	}
+	if req.Initramfs != nil {
+		if err := req.Initramfs.Check(); err != nil {
+			return nil, err
+		}
+	}
+	if len(names)+len(req.Files)+len(req.Replace) == 0 {
+		return &Lock{Engine: s.engine.name(), Initramfs: req.Initramfs}, nil
+	}
 	err = s.do(func() error {
 		b, done, err := s.netBox()
 		if err != nil {
