@@ -111,4 +111,3 @@ func TestKernelModule(t *testing.T) {
 		r.lacks(t, dir+"vmlinuz", dir+"initramfs.img")
 	})
 }
-
