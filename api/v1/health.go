@@ -23,7 +23,8 @@ type Identity struct {
 	// Image is the digest of the base image's manifest; where a root is no
 	// container image, the store's own name of it.
 	Image string `json:"image"`
-	// Packages is the digest of the lock of client-side packages, "" for none.
+	// Packages is the digest of the lock of client-side packages and of what was
+	// asked for of the initramfs, "" for none.
 	Packages string   `json:"packages,omitempty"`
 	Kargs    []string `json:"kargs"`
 	// Initramfs is the sha256 of an initramfs made on this host; the image's own

@@ -86,7 +86,9 @@ func runPkgChange(ctx context.Context, e *env, opts pkgOptions) error {
 	if opts.DryRun && opts.DownloadOnly || opts.Apply && (opts.DryRun || opts.DownloadOnly) {
 		return fault.New(fault.Usage, "leave one of them out", "%s: --dry-run, --download-only and --apply exclude each other", opts.Verb)
 	}
-	op := func(ctx context.Context, h *host.Host) (*v1.Result, error) { return h.ChangePackages(ctx, opts.PackagesOptions) }
+	op := func(ctx context.Context, h *host.Host) (*v1.Result, error) {
+		return h.ChangePackages(ctx, opts.PackagesOptions)
+	}
 	if !opts.DryRun && !opts.DownloadOnly {
 		return opts.change(ctx, e, op)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/kedge-os/kedge/e2e/smallimage"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
 	"github.com/kedge-os/kedge/pkg/fault"
+	"github.com/kedge-os/kedge/pkg/layering"
 )
 
 // small has dracut make an initramfs in a second or two.
@@ -220,5 +221,20 @@ func TestInitramfsRecord(t *testing.T) {
 		if changes := foreignChanges(written, true); len(changes) > 0 {
 			t.Errorf("kedge's own record is taken for another program's: %q", changes)
 		}
+	}
+}
+
+// TestInitramfsIdentity: a root with another initramfs is another one to the
+// quarantine, which knows roots by their lock.
+func TestInitramfsIdentity(t *testing.T) {
+	seen := map[string]bool{}
+	for _, i := range []*layering.Initramfs{nil, {}, {Args: []string{"--add-drivers", "nvme"}}} {
+		sum, err := lockDigest(&layering.Lock{Engine: "apt", Initramfs: i})
+		must(t, err)
+		d := &deployment{origin: origin{record: &packageRecord{lock: sum}}}
+		if id := identity(d); id.Packages == "" || seen[id.Packages] {
+			t.Errorf("with the initramfs %+v, the root is known as %+v", i, id)
+		}
+		seen[sum] = true
 	}
 }
