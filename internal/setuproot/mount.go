@@ -165,9 +165,18 @@ func mountError(doing string, err error) error {
 	case errors.Is(err, unix.ENODEV):
 		return fault.New(fault.Conflict, "the image's initramfs lacks the module erofs or overlay, or the kernel has none", "%s: %w", doing, err)
 	case errors.Is(err, unix.EINVAL):
-		return fault.New(fault.Conflict, "the kernel's log says more; a composefs root needs Linux 6.6", "%s: %w", doing, err)
+		return fault.New(fault.Conflict, "the kernel's log says more; a composefs root needs Linux 6.6, and this is "+release(), "%s: %w", doing, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// release is the version of the running kernel.
+func release() string {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return err.Error()
+	}
+	return unix.ByteSliceToString(name.Release[:])
 }
 
 // bind mounts the directory source on the directory target. The mount is

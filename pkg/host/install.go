@@ -179,6 +179,7 @@ func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibri
 	if err != nil {
 		return nil, err
 	}
+	res.Warnings = append(res.Warnings, h.kernelWarnings(ctx, root)...)
 	if args, err := h.ShowKargs(ctx); err == nil && len(karg.Args(args).Values("root")) == 0 {
 		res.Warnings = append(res.Warnings, "there is no kernel argument root=: the initramfs has to find the root file system by itself (--karg root=LABEL=…)")
 	}

@@ -211,6 +211,7 @@ func (h *Host) move(ctx context.Context, m move) (*v1.Result, error) {
 	if err == nil {
 		r.Packages = layered.change(base)
 		r.Warnings = append(append(r.Warnings, layered.warnings...), h.missingWarnings(list, root)...)
+		r.Warnings = append(r.Warnings, h.kernelWarnings(ctx, root)...)
 	}
 	return r, err
 }

@@ -104,6 +104,7 @@ func (h *Host) planWarnings(p *v1.Plan, list deployments, ref ocibridge.Referenc
 // where the store has the image, or where they are to be read now.
 func (h *Host) planMissing(ctx context.Context, p *v1.Plan, list deployments, src *ocibridge.Source, inspect bool) error {
 	var has func(string) (bool, error)
+	var old []v1.PlanMissing
 	if root := h.storedRoot(list, p.Target.ImageDigest); root != "" {
 		has = func(path string) (bool, error) { return h.store.Exists(root, path) }
 		h.planPackages(ctx, p, list.followed(), func() (*pkgdb.Database, error) { return h.packageDB(ctx, root) })
@@ -112,6 +113,7 @@ func (h *Host) planMissing(ctx context.Context, p *v1.Plan, list deployments, sr
 			return err
 		}
 		h.planEtc(ctx, p, list, image)
+		old = h.backend.oldKernel(image.Lookup)
 	} else if inspect {
 		look := newPlanStore()
 		defer look.close()
@@ -123,12 +125,13 @@ func (h *Host) planMissing(ctx context.Context, p *v1.Plan, list deployments, sr
 		h.planPackages(ctx, p, list.followed(), func() (*pkgdb.Database, error) { return pkgdb.Read(image) })
 		has = func(path string) (bool, error) { return img.Tree.Resolve(path) != nil, nil }
 		h.planEtc(ctx, p, list, image)
+		old = h.backend.oldKernel(img.Tree.Lookup)
 	} else {
 		p.Warnings = append(p.Warnings, "what the image lacks, which packages change and what becomes of local changes in /etc is known only when it has been read (--inspect reads it now and keeps nothing)")
 		return nil
 	}
 	missing, err := h.missing(list, has)
-	p.Missing = missing
+	p.Missing = append(missing, old...)
 	return err
 }
 
