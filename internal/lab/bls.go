@@ -21,6 +21,7 @@ type BootEntry struct {
 	Linux   string
 	Initrd  string
 	Options string
+	EFI     string // a program in place of a kernel
 }
 
 // DefaultEntry reads boot/loader/entries and returns the entry that a boot
@@ -51,7 +52,7 @@ func Entries(boot string) ([]BootEntry, error) {
 		}
 		e := parseEntry(string(b))
 		e.File = filepath.Base(f)
-		if e.Linux == "" {
+		if e.Linux == "" && e.EFI == "" {
 			return nil, errors.New(f + ": no kernel")
 		}
 		entries = append(entries, e)
@@ -76,6 +77,8 @@ func parseEntry(text string) BootEntry {
 			e.Linux = value
 		case "initrd":
 			e.Initrd = value
+		case "efi", "uki":
+			e.EFI = value
 		case "options":
 			e.Options = strings.TrimSpace(e.Options + " " + value)
 		}

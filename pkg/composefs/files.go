@@ -3,6 +3,7 @@ package composefs
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -173,6 +174,22 @@ func (r *Repo) OpenImage(d Digest) (*os.File, error) {
 		return nil, err
 	}
 	return r.openObject(d)
+}
+
+// OpenObject opens an object. One that the repository does not have is
+// fs.ErrNotExist.
+func (r *Repo) OpenObject(d Digest) (*os.File, error) { return r.openObject(d) }
+
+// OpenObject opens a content that this import, or a layer of which it returned the
+// index, brought as an object, and names that. One that a layer holds itself is
+// fs.ErrNotExist.
+func (im *Import) OpenObject(d fstree.Digest) (*os.File, Digest, error) {
+	p, err := im.place(d)
+	if err != nil || p.object == "" {
+		return nil, "", errors.Join(err, noContent(d))
+	}
+	f, err := im.objectFile(p.object)
+	return f, p.object, err
 }
 
 // Damaged returns those of the objects that are missing, or not what their name

@@ -220,14 +220,19 @@ func (im *Import) OpenContent(d fstree.Digest) (io.ReadCloser, error) {
 }
 
 func (im *Import) openObject(d Digest) (io.ReadCloser, error) {
-	f, err := im.repo.openObject(d)
-	if errors.Is(err, fs.ErrNotExist) && im.sink.to != &im.repo.objects {
-		f, _, err = im.sink.to.openFile(d)
-	}
+	f, err := im.objectFile(d)
 	if err != nil {
 		return nil, err
 	}
 	return f, nil
+}
+
+func (im *Import) objectFile(d Digest) (*os.File, error) {
+	f, err := im.repo.openObject(d)
+	if errors.Is(err, fs.ErrNotExist) && im.sink.to != &im.repo.objects {
+		f, _, err = im.sink.to.openFile(d)
+	}
+	return f, err
 }
 
 func (im *Import) place(d fstree.Digest) (place, error) {

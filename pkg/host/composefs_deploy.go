@@ -52,7 +52,8 @@ func (s *composefsStore) Deploy(ctx context.Context, r deployRequest) (d *deploy
 		req.Origin.Set(groupImage, keyManifest, manifest)
 	}
 	req.Kargs, req.ExactKargs = r.kargs, r.base != nil && r.kargs != nil
-	if base != nil && base.Staged && r.kargs == nil {
+	// A unified kernel image leaves nothing to continue but what runs.
+	if base != nil && base.Staged && r.kargs == nil && base.Type == imageroot.TypeBLS {
 		if req.Kargs, err = s.kargsAsRunning(ctx, base, req.Merge); err != nil {
 			return nil, err
 		}

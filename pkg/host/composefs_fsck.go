@@ -38,6 +38,9 @@ func (s *composefsStore) Fsck(ctx context.Context) (*v1.Check, repairFunc, error
 		if _, err := s.Root().Stat(b.Dir() + "/etc"); err != nil {
 			problem("deployment %s: %v", b.Name(), err)
 		}
+		if err := s.sysroot.CheckKernel(ctx, b); err != nil {
+			problem("deployment %s: %v", b.Name(), err)
+		}
 		if b.ManifestDigest() == "" {
 			problem("deployment %s has no origin: it follows no image", b.Name())
 			continue
@@ -82,7 +85,7 @@ func (s *composefsStore) importAgain(ctx context.Context, d *deployment, damaged
 	if damaged, err = s.repo.Damaged(ctx, damaged); err != nil {
 		return err
 	}
-	w, err := s.importImage(ctx, src, damaged)
+	w, err := s.importImage(ctx, src, damaged, d.imageDigest() != d.manifest)
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func withoutVerity(err error) error {
 
 // Import implements store. The commit point is that of composefs.WriteImage: the
 // tag by which bootc keeps the image too.
-func (s *composefsStore) Import(ctx context.Context, src *ocibridge.Source, _ ocibridge.Reference, _ string) (root string, err error) {
+func (s *composefsStore) Import(ctx context.Context, src *ocibridge.Source, _ ocibridge.Reference, base string) (root string, err error) {
 	if err := s.begin(); err != nil {
 		return "", err
 	}
@@ -39,15 +39,16 @@ func (s *composefsStore) Import(ctx context.Context, src *ocibridge.Source, _ oc
 			s.abandon(ctx, err)
 		}
 	}()
-	w, err := s.importImage(ctx, src, nil)
+	w, err := s.importImage(ctx, src, nil, base != "")
 	if err != nil {
 		return "", withoutVerity(err)
 	}
 	return w.Boot.Digest.String(), nil
 }
 
-// importImage brings an image in; damaged objects count as missing.
-func (s *composefsStore) importImage(ctx context.Context, src *ocibridge.Source, damaged []composefs.Digest) (*composefs.Written, error) {
+// importImage brings an image in; damaged objects count as missing. A unified
+// kernel image belongs to the base of an image with packages, not to that.
+func (s *composefsStore) importImage(ctx context.Context, src *ocibridge.Source, damaged []composefs.Digest, packages bool) (*composefs.Written, error) {
 	state, err := s.state()
 	if err != nil {
 		return nil, err
@@ -69,7 +70,13 @@ func (s *composefsStore) importImage(ctx context.Context, src *ocibridge.Source,
 		return nil, err
 	}
 	s.cfg.Progress.Step(v1.TaskImporting, "Importing the image")
-	if err := checkKernel(img.Tree); err != nil {
+	var unified *importedUKI
+	if !packages {
+		if unified, err = s.readUKI(im, img.Tree); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkKernel(img.Tree); err != nil && unified == nil {
 		return nil, err
 	}
 	c := composefs.Container{
@@ -79,10 +86,18 @@ func (s *composefsStore) importImage(ctx context.Context, src *ocibridge.Source,
 	for _, l := range img.Layers {
 		c.DiffIDs = append(c.DiffIDs, l.DiffID)
 	}
+	if unified != nil {
+		c.Expect = unified.root
+	}
 	img = nil // the layers' indexes are as large as the tree
 	w, err := im.WriteImage(ctx, c)
 	if err != nil {
 		return nil, err
+	}
+	if unified != nil {
+		if err := s.noteUKI(unified); err != nil {
+			return nil, err
+		}
 	}
 	end = im.Discard // nothing that is staged is of use any more
 	root := w.Boot.Digest.String()
@@ -250,6 +265,9 @@ func (s *composefsStore) sweep(ctx context.Context, collect bool) (swept, error)
 	}
 	done, err := s.repo.GC(ctx, o)
 	if err != nil {
+		return swept{}, err
+	}
+	if err := s.dropUKIs(); err != nil {
 		return swept{}, err
 	}
 	s.change.swept = true

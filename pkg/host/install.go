@@ -153,11 +153,14 @@ func (h *Host) install(ctx context.Context, src *ocibridge.Source, follow ocibri
 		return nil, err
 	}
 	root, err := h.store.Import(ctx, src, follow, "")
+	if o.auto() && errors.Is(err, errOnlyUnified) {
+		return nil, errForComposefs
+	}
 	if err != nil {
 		return nil, err
 	}
 	if o.auto() && h.backend == ostreeBackend {
-		other, err := h.forComposefs(root)
+		other, err := h.forComposefs(ctx, root)
 		if err != nil {
 			return nil, err
 		}

@@ -1,10 +1,12 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 
+	"github.com/kedge-os/kedge/pkg/boot/uki"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -59,8 +61,20 @@ func backendFor(labels map[string]string) (b *backend, name string, err error) {
 }
 
 // forComposefs reports whether a root on the ostree backend lacks what mounts it
-// there, and has what mounts it on the composefs backend.
-func (h *Host) forComposefs(root string) (bool, error) {
+// there, and has what mounts it on the composefs backend; or came with a unified
+// kernel image, whose initramfs is for that one.
+func (h *Host) forComposefs(ctx context.Context, root string) (bool, error) {
+	if ok, err := h.store.Exists(root, uki.Dir); err != nil {
+		return false, err
+	} else if ok {
+		t, err := h.store.Tree(ctx, root)
+		if err != nil {
+			return false, err
+		}
+		if n, err := uki.Find(t); n != nil || err != nil {
+			return n != nil, err
+		}
+	}
 	has := func(path string) (bool, error) { return h.store.Exists(root, path) }
 	if ok, err := ostreeBackend.needs.met(has); ok || err != nil {
 		return false, err

@@ -3,9 +3,16 @@ package host
 import (
 	"strings"
 
+	"github.com/kedge-os/kedge/pkg/boot/uki"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
 )
+
+// errOnlyUnified is what the ostree backend answers an image with that has no
+// separate kernel: the one in the unified kernel image is signed with a command
+// line, which cannot have an argument ostree= for each deployment.
+var errOnlyUnified = fault.New(fault.Conflict, "install it with --backend composefs",
+	"the image has a unified kernel image alone, which cannot boot from the ostree backend")
 
 // checkKernel refuses a tree that package boot would refuse for its kernels,
 // while nothing of it is in the repository yet.
@@ -36,6 +43,9 @@ func checkKernel(t *fstree.Tree) error {
 				}
 			}
 		}
+	}
+	if n, err := uki.Find(t); n != nil || err != nil {
+		return errOnlyUnified
 	}
 	return fault.New(fault.Conflict, "the image needs /usr/lib/modules/VERSION/vmlinuz and initramfs.img", "the image has no kernel")
 }

@@ -303,7 +303,7 @@ func (s *composefsStore) UseLoader(l loader.Loader, _ loader.Record) { s.sysroot
 func (s *composefsStore) Loader() loader.Loader { return s.sysroot.Loader() }
 
 // LoaderDirs implements store.
-func (s *ostreeStore) LoaderDirs() string { return s.KernelDirs() }
+func (s *ostreeStore) LoaderDirs() []string { return []string{s.KernelDirs()} }
 
 // Prunable implements store.
 func (s *ostreeStore) Prunable() (boot, loader int64, err error) {
@@ -311,7 +311,9 @@ func (s *ostreeStore) Prunable() (boot, loader int64, err error) {
 }
 
 // LoaderDirs implements store.
-func (s *composefsStore) LoaderDirs() string { return "EFI/Linux/" + s.KernelDirs() }
+func (s *composefsStore) LoaderDirs() []string {
+	return []string{"EFI/Linux/" + s.KernelDirs(), "EFI/Linux/bootc/" + s.KernelDirs()}
+}
 
 // Prunable implements store.
 func (s *composefsStore) Prunable() (boot, loader int64, err error) {

@@ -66,7 +66,7 @@ func (h *Host) space(list deployments, image *imageInfo) []v1.PlanSpace {
 	if l := h.store.Loader().Root(); l != nil {
 		largest := int64(0)
 		if fetch || list == nil {
-			largest = largestKernel(l.FS(), h.store.LoaderDirs())
+			largest = largestKernel(l.FS(), h.store.LoaderDirs()...)
 		}
 		if _, free, err := bootdir.Space(l); err == nil {
 			spaces = append(spaces, filesystem{free: free}.plan("the EFI system partition", largest, loaderGain))
@@ -107,14 +107,20 @@ func (f filesystem) plan(path string, need, gain int64) v1.PlanSpace {
 }
 
 // largestKernel returns the size of the largest kernel with its initramfs that
-// is installed in a directory of a boot directory that the pattern matches; 0
-// where there is none.
-func largestKernel(boot fs.FS, pattern string) (largest int64) {
-	dirs, err := fs.Glob(boot, pattern)
-	if err != nil {
-		return 0
+// is installed in a directory of a boot directory that one of the patterns matches,
+// or is one file; 0 where there is none.
+func largestKernel(boot fs.FS, patterns ...string) (largest int64) {
+	var dirs []string
+	for _, p := range patterns {
+		if found, err := fs.Glob(boot, p); err == nil {
+			dirs = append(dirs, found...)
+		}
 	}
 	for _, dir := range dirs {
+		if st, err := fs.Stat(boot, dir); err == nil && !st.IsDir() {
+			largest = max(largest, st.Size())
+			continue
+		}
 		files, err := fs.ReadDir(boot, dir)
 		if err != nil {
 			continue

@@ -98,11 +98,15 @@ type store interface {
 	SameContent(a, b *fstree.Inode) (bool, error)
 	// OpenFile opens a regular file of a Tree that was read from this store.
 	OpenFile(n *fstree.Inode) (io.ReadCloser, error)
+	// BootsUKI reports whether a deployment of a root would boot a unified kernel
+	// image, which is signed with the root and the kernel arguments that it has.
+	BootsUKI(ctx context.Context, root string) (bool, error)
 	// KernelDirs matches the directories of kernels beneath the boot directory.
 	KernelDirs() string
 
-	// LoaderDirs matches the directories of kernels in what Loader reads.
-	LoaderDirs() string
+	// LoaderDirs match the directories of kernels, and unified kernel images, in
+	// what Loader reads.
+	LoaderDirs() []string
 	// Prunable returns the bytes of kernels, in /boot and in what Loader reads,
 	// that go before a new deployment comes where there is no room for both.
 	Prunable() (boot, loader int64, err error)

@@ -45,8 +45,8 @@ const (
 
 // Style returns the sysroot's way to name things.
 func Style(name string) loadertest.Style {
-	i := slices.IndexFunc(loadertest.Styles, func(s loadertest.Style) bool { return s.Name == name })
-	return loadertest.Styles[i]
+	i := slices.IndexFunc(loadertest.Separate, func(s loadertest.Style) bool { return s.Name == name })
+	return loadertest.Separate[i]
 }
 
 // Item is the line of a deployment with a kernel of a real one's size. Those with

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"path"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -118,10 +117,10 @@ func (s *Sysroot) cleanKernels(ctx context.Context) error {
 	return s.sweepKernels(ctx, func(name string) bool { return s.mentioned[name] })
 }
 
-// eachKernel calls fn for every kernel directory beneath the boot directory,
-// also one that was not finished.
+// eachKernel calls fn for every kernel directory and every unified kernel image
+// beneath the boot directory, also one that was not finished.
 func (s *Sysroot) eachKernel(fn func(dir, name string) error) error {
-	for _, dir := range []string{".", espKernels} {
+	for _, dir := range []string{".", espKernels, ukiDir} {
 		names, err := dirfd.ReadNames(s.boot, dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -130,8 +129,7 @@ func (s *Sysroot) eachKernel(fn func(dir, name string) error) error {
 			return err
 		}
 		for _, n := range names {
-			d, ok := strings.CutPrefix(n, kernelPrefix)
-			if ok && digestForm.MatchString(d) || n == kernelTmp {
+			if isKernelName(n) || n == kernelTmp {
 				if err := fn(dir, n); err != nil {
 					return err
 				}
@@ -169,12 +167,12 @@ func (s *Sysroot) kernelSpace(images *images, list []*Deployment) (need, free in
 	}
 	counted := map[string]bool{}
 	for _, d := range list {
-		k, dir, err := s.missingKernel(images, d)
+		k, name, err := s.missingKernel(images, d)
 		if err != nil {
 			return 0, 0, err
 		}
-		if k != nil && !counted[dir] {
-			counted[dir] = true
+		if k != nil && !counted[name] {
+			counted[name] = true
 			need += k.bytes(block)
 		}
 	}
@@ -215,12 +213,13 @@ func (s *Sysroot) makeRoom(images *images, next []*Deployment) error {
 	return s.sweepKernels(images.ctx, func(name string) bool { return kernels[name] || s.mentioned[name] })
 }
 
-// kernelNames returns the names of the directories of a list's kernels.
+// kernelNames returns the names of a list's kernels: of directories, and of
+// unified kernel images.
 func kernelNames(list []*Deployment) map[string]bool {
 	names := map[string]bool{}
 	for _, d := range list {
-		dir, _ := kernelDirOf(d.Entry)
-		names[path.Base(dir)] = true
+		name, _ := kernelOf(d.Entry)
+		names[path.Base(name)] = true
 	}
 	return names
 }
@@ -244,6 +243,12 @@ func (s *Sysroot) kernelsBut(keep map[string]bool) (int64, error) {
 		// On a loader's file system there may be another system's.
 		if keep[name] || s.onLoader() && !own[name] {
 			return nil
+		}
+		if st, err := s.boot.Lstat(path.Join(dir, name)); err != nil || !st.IsDir() {
+			if err == nil {
+				gain += st.Size()
+			}
+			return err
 		}
 		d, err := dirfd.Open(s.boot, path.Join(dir, name))
 		if err != nil {

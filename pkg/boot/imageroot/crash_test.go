@@ -14,6 +14,7 @@ import (
 	"github.com/kedge-os/kedge/e2e/crash"
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
+	"github.com/kedge-os/kedge/pkg/boot/uki"
 )
 
 // version is a tree that says in its kernel, /usr and /etc which it is.
@@ -24,20 +25,9 @@ func version(v string) files {
 // operations are what is killed. Each finds the sysroot that prepare made, with
 // the images' digests in the order of their versions.
 var operations = map[string]func(ctx context.Context, s *Sysroot, images []string) error{
-	"deploy": func(ctx context.Context, s *Sysroot, images []string) error {
-		if err := s.Cleanup(ctx); err != nil {
-			return err
-		}
-		r := request(s, images[1])
-		d, err := s.Deploy(ctx, r)
-		if err != nil {
-			return err
-		}
-		if err := s.Write(ctx, s.With(d, Retention{Merge: r.Merge})); err != nil {
-			return err
-		}
-		return s.Cleanup(ctx)
-	},
+	"deploy": func(ctx context.Context, s *Sysroot, images []string) error { return deploy(ctx, s, images[1]) },
+	// From one unified kernel image to another.
+	"deploy-unified": func(ctx context.Context, s *Sysroot, images []string) error { return deploy(ctx, s, images[2]) },
 	"rollback": func(ctx context.Context, s *Sysroot, _ []string) error {
 		list := s.Deployments()
 		return s.Write(ctx, s.WithDefault(list[len(list)-1]))
@@ -47,6 +37,21 @@ var operations = map[string]func(ctx context.Context, s *Sysroot, images []strin
 	"finalize":   finalize,
 	// A → B → A: the state directory that gets a new /etc is that of the rollback.
 	"finalize-back": finalize,
+}
+
+func deploy(ctx context.Context, s *Sysroot, digest string) error {
+	if err := s.Cleanup(ctx); err != nil {
+		return err
+	}
+	r := request(s, digest)
+	d, err := s.Deploy(ctx, r)
+	if err != nil {
+		return err
+	}
+	if err := s.Write(ctx, s.With(d, Retention{Merge: r.Merge})); err != nil {
+		return err
+	}
+	return s.Cleanup(ctx)
 }
 
 func stage(ctx context.Context, s *Sysroot, digest string) error {
@@ -95,6 +100,10 @@ func prepare(t testing.TB, op string) crashWorld {
 	t.Helper()
 	w := crashWorld{world: newWorld(t)}
 	for _, v := range []string{"1", "2", "3"} {
+		if op == "deploy-unified" {
+			w.images = append(w.images, w.unified(version(v).without("usr/lib/modules/6.1.0/vmlinuz"), "root=UUID=1 rw"))
+			continue
+		}
 		w.images = append(w.images, w.image(version(v)))
 	}
 	if op == "deploy" {
@@ -105,7 +114,7 @@ func prepare(t testing.TB, op string) crashWorld {
 		w.deploy(s, request(s, digest))
 	}
 	s.Close()
-	if op == "rollback" {
+	if op == "rollback" || op == "deploy-unified" {
 		return w
 	}
 	w.boot(s.list[0])
@@ -187,9 +196,16 @@ func (w crashWorld) defaults() string {
 	must(w.t, err)
 	first := ""
 	for i, e := range list {
+		if e.EFI != "" {
+			e.Options = w.cmdline(e.EFI)
+		}
 		digest := karg.Parse(e.Options).Values("composefs")[0]
 		v := w.read(filepath.Join(repoDir, digest, "usr/version"))
-		for file, want := range map[string]string{e.Linux: "kernel " + v, e.Initrd: "initramfs of kernel " + v} {
+		kernels := map[string]string{e.Linux: "kernel " + v, e.Initrd: "initramfs of kernel " + v}
+		if e.EFI != "" {
+			kernels = nil
+		}
+		for file, want := range kernels {
 			if got := w.read(file); got != want {
 				w.t.Fatalf("entry %s of version %s has %q as %s", e.File, v, got, file)
 			}
@@ -209,6 +225,15 @@ func (w crashWorld) defaults() string {
 	return first
 }
 
+// cmdline reads the command line of a unified kernel image, which is whole.
+func (w crashWorld) cmdline(name string) string {
+	w.t.Helper()
+	data := w.read(name)
+	u, err := uki.Decode(strings.NewReader(data), int64(len(data)))
+	must(w.t, err)
+	return u.Cmdline.String()
+}
+
 // leftovers fails where something is on disk that the list does not reach.
 func (w crashWorld) leftovers(at string) {
 	w.t.Helper()
@@ -222,9 +247,14 @@ func (w crashWorld) leftovers(at string) {
 	}
 	var states []string
 	boot, loader := []string{"loader"}, []string{"entries"}
+	var unified []string
 	for _, d := range s.Deployments() {
 		states = append(states, d.Digest)
-		boot = append(boot, kernelPrefix+d.Digest)
+		if d.Type == TypeUKI {
+			boot, unified = append(boot, "EFI"), append(unified, kernelPrefix+d.Digest+uki.Suffix)
+		} else {
+			boot = append(boot, kernelPrefix+d.Digest)
+		}
 		if d.Staged {
 			loader = append(loader, "entries.staged")
 		}
@@ -232,6 +262,7 @@ func (w crashWorld) leftovers(at string) {
 	}
 	w.only(at, deployDir, states...)
 	w.only(at, "boot", boot...)
+	w.only(at, "boot/"+ukiDir, unified...)
 	w.only(at, "boot/loader", loader...)
 	w.only(at, varDir, "lib")
 	w.only(at, stateDir, "lock", "pending")

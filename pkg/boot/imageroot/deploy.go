@@ -89,9 +89,6 @@ func (s *Sysroot) deploy(ctx context.Context, images *images, r DeployRequest) (
 	if r.Merge != nil && r.Merge.Staged {
 		return nil, fault.New(fault.Internal, "", "a staged deployment has no settled /etc to continue")
 	}
-	if s.first(func(o *Deployment) bool { return o.Type == TypeUKI }) != nil {
-		return nil, fault.New(fault.Conflict, "update it with bootc", "this host boots unified kernel images, which kedge lists and keeps but does not make")
-	}
 	if err := s.keepFromGC(ctx); err != nil {
 		return nil, err
 	}
@@ -99,21 +96,28 @@ func (s *Sysroot) deploy(ctx context.Context, images *images, r DeployRequest) (
 	if err != nil {
 		return nil, err
 	}
-	k, err := findKernel(image)
+	k, err := s.chooseKernel(images, r.Digest)
 	if err != nil {
 		return nil, err
 	}
-	if err := k.checksum(image); err != nil {
-		return nil, err
+	if !k.unified {
+		if err := k.checksum(); err != nil {
+			return nil, err
+		}
 	}
 	d := &Deployment{
 		Digest: r.Digest, Origin: r.Origin.Clone(), Entry: &bls.Entry{}, Type: TypeBLS,
 		VerityOptional: r.VerityOptional, merging: s.opts.Clock().Add(-clockStep),
 	}
-	if err := s.describe(d, image, k); err != nil {
+	if k.unified {
+		err = s.sealKargs(d, k, images, r)
+	} else {
+		err = s.setKargs(d, images, r)
+	}
+	if err != nil {
 		return nil, err
 	}
-	if err := s.setKargs(d, images, r); err != nil {
+	if err := s.describe(d, image, k); err != nil {
 		return nil, err
 	}
 	err = s.makeState(ctx, images, d, r.Merge)
@@ -135,8 +139,7 @@ func (s *Sysroot) setKargs(d *Deployment, images *images, r DeployRequest) error
 	args := r.Kargs
 	if args == nil && r.Merge != nil {
 		// With composefs=, so that it keeps its place.
-		options, _ := r.Merge.Entry.Get("options")
-		args = karg.Parse(options)
+		args = r.Merge.options()
 	}
 	if !r.ExactKargs {
 		fresh, err := s.imageKargs(images, d.Digest)

@@ -19,7 +19,7 @@ type BootType string
 // The boot types.
 const (
 	TypeBLS BootType = "bls" // kernel and initrd
-	TypeUKI BootType = "uki" // a unified kernel image; bootc makes those
+	TypeUKI BootType = "uki" // a unified kernel image
 )
 
 // Deployment is a bootable root: an image with a state directory and, unless
@@ -52,8 +52,9 @@ type Deployment struct {
 	// Held: it is not finalised until SetHold(false).
 	Held bool
 
-	entryFile string // its name in loader/entries, "" before the first Write
-	again     bool   // it was made the default: used up tries begin anew
+	cmdline   karg.Args // of its unified kernel image
+	entryFile string    // its name in loader/entries, "" before the first Write
+	again     bool      // it was made the default: used up tries begin anew
 	// pending: its /etc and origin wait in kedge's own directory, since its state
 	// directory is in use by an entry of the list.
 	pending bool
@@ -128,10 +129,26 @@ func (d *Deployment) ManifestDigest() string {
 func (d *Deployment) Pinned() bool { return retention.IsPinned(d.Origin, kedgeGroup) }
 
 // Kargs returns the kernel arguments without the one that names the image,
-// which Write sets.
+// which Write sets. Those of a unified kernel image cannot be changed.
 func (d *Deployment) Kargs() karg.Args {
+	return d.options().Without(kargName).Without(kargLongName)
+}
+
+// options are the kernel arguments with the one that names the image.
+func (d *Deployment) options() karg.Args {
+	if d.Type == TypeUKI {
+		return d.cmdline
+	}
 	options, _ := d.Entry.Get("options")
-	return karg.Parse(options).Without(kargName).Without(kargLongName)
+	return karg.Parse(options)
+}
+
+// KernelFile is what the boot entry names to be started.
+func (d *Deployment) KernelFile() string {
+	if name, ok := ukiOf(d.Entry); ok {
+		return name
+	}
+	return d.Entry.Value("linux")
 }
 
 // Counter returns how often a boot loader has tried the deployment and will
@@ -146,7 +163,11 @@ func (d *Deployment) Title() string {
 
 // same reports whether two values stand for one entry.
 func (d *Deployment) same(o *Deployment) bool {
-	return d.sameState(o) && d.VerityOptional == o.VerityOptional && d.Kargs().String() == o.Kargs().String()
+	if !d.sameState(o) || d.Type != o.Type {
+		return false
+	}
+	// Of a unified kernel image there is one for each image.
+	return d.Type == TypeUKI || d.VerityOptional == o.VerityOptional && d.Kargs().String() == o.Kargs().String()
 }
 
 // sameState reports whether two deployments have one state directory.
@@ -162,10 +183,10 @@ func imageKarg(digest string, optional bool) string {
 	return kargName + "=" + digest
 }
 
-// parseImageKarg finds the image in kernel arguments: composefs=[?]DIGEST, or
+// ImageOf finds the image that kernel arguments name: composefs=[?]DIGEST, or
 // composefs.digest=[?]FORM:DIGEST, which the initramfs prefers; of several the
 // first counts.
-func parseImageKarg(args karg.Args) (digest string, optional, ok bool) {
+func ImageOf(args karg.Args) (digest string, optional, ok bool) {
 	values := args.Values(kargName)
 	if long := args.Values(kargLongName); len(long) > 0 {
 		values = long

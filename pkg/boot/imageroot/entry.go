@@ -53,7 +53,7 @@ func (s *Sysroot) describe(d *Deployment, image *source.Image, k *kernel) error 
 	d.Entry.Set("title", get(d.Digest, "PRETTY_NAME", "NAME", "ID"))
 	d.Entry.Set("version", get(d.Digest, "VERSION_ID", "VERSION"))
 	d.Entry.Set("sort-key", sortKeyPrefix+get(defaultID, "ID")+"-0")
-	d.Origin.Set(bootGroup, bootTypeKey, string(TypeBLS))
+	d.Origin.Set(bootGroup, bootTypeKey, string(d.Type))
 	d.Origin.Set(bootGroup, bootDigestKey, k.digest)
 	return s.nameKernel(d, k)
 }

@@ -41,7 +41,7 @@ func FuzzEntry(f *testing.F) {
 		if ok && !digestForm.MatchString(digest) {
 			t.Errorf("image = %q", digest)
 		}
-		if dir, ok := kernelDirOf(e); ok && (strings.HasPrefix(dir, "/") || strings.Contains("/"+dir+"/", "/../")) {
+		if dir, ok := kernelOf(e); ok && (strings.HasPrefix(dir, "/") || strings.Contains("/"+dir+"/", "/../")) {
 			t.Errorf("kernel in %q", dir)
 		}
 		for file := range encode([]*Deployment{{Digest: digest, Entry: e, entryFile: name}}) {

@@ -81,27 +81,6 @@ func TestBootcsHost(t *testing.T) {
 	w.wantNames("boot/loader", "entries", "entries.staged")
 }
 
-// TestUnifiedImages: bootc's entries for unified kernel images are listed and
-// kept, in another order too.
-func TestUnifiedImages(t *testing.T) {
-	w := newWorld(t)
-	a, b := w.image(osTree("a")), w.image(osTree("b"))
-	for i, d := range []string{a, b} {
-		w.bootcState(d, "example.com/os", "")
-		w.write("boot/loader/entries/bootc_x-1-"+string("10"[i])+".conf",
-			"title X\nversion 1\nuki /EFI/Linux/bootc/bootc_composefs-"+d+".efi\nsort-key bootc-x-"+string("01"[i])+"\n")
-	}
-	s := w.open()
-	list := s.Deployments()
-	if len(list) != 2 || list[0].Digest != a || list[0].Type != TypeUKI || len(list[0].Kargs()) != 0 {
-		t.Fatalf("list = %+v", list)
-	}
-	must(t, s.Write(context.Background(), s.WithDefault(list[1])))
-	_, err := s.Deploy(context.Background(), request(s, w.image(osTree("c"))))
-	wantKind(t, err, fault.Conflict, "unified kernel images")
-	golden(t, "uki.entries", w.entries(entriesDir), map[string]string{a: "DIGEST", b: "DIGEST2"})
-}
-
 // TestEntriesOfOthers: what is not ours stays through every change, what is
 // ours and broken is a problem and no more.
 func TestEntriesOfOthers(t *testing.T) {

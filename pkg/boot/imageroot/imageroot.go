@@ -14,6 +14,7 @@
 //	/boot/loader/entries/                      the entries in use; see menu.go
 //	/boot/loader/entries.staged/               those that come with the shutdown
 //	/boot/bootc_composefs-DIGEST/              vmlinuz and initrd
+//	/boot/EFI/Linux/bootc/…-DIGEST.efi         a unified kernel image; see uki.go
 //	/run/composefs/staged-deployment           what shutdown finalises
 //
 // DIGEST is the fs-verity digest of the image. The kernel and initrd of several
@@ -61,6 +62,9 @@ type Repo interface {
 	Tree(ctx context.Context, digest string) (*fstree.Tree, error)
 	// Open reads a regular file of a tree that Tree returned.
 	Open(ctx context.Context, n *fstree.Inode) (io.ReadCloser, error)
+	// UKI opens the unified kernel image that came with the image of that digest;
+	// nil where none did.
+	UKI(ctx context.Context, digest string) (UKIFile, error)
 }
 
 // Options are the surroundings of a Sysroot. Zero values stand for the machine

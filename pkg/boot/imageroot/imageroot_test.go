@@ -146,7 +146,7 @@ func TestImageKarg(t *testing.T) {
 		"root=x":                                                   "",
 		"composefs=" + a + " composefs=" + strings.Repeat("c", 64): a,
 	} {
-		digest, optional, ok := parseImageKarg(karg.Parse(line))
+		digest, optional, ok := ImageOf(karg.Parse(line))
 		got := digest
 		if optional {
 			got = "?" + got

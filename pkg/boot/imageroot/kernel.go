@@ -14,7 +14,10 @@ import (
 	"github.com/kedge-os/kedge/internal/dirfd"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/bootdir"
+	"github.com/kedge-os/kedge/pkg/boot/karg"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/boot/source"
+	"github.com/kedge-os/kedge/pkg/boot/uki"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
 	"github.com/kedge-os/kedge/pkg/selinux"
@@ -31,51 +34,61 @@ const (
 	initrd     = "initrd"
 )
 
-// kernel is what an image boots.
+// kernel is what an image boots: a kernel with its initrd, or both in one file.
 type kernel struct {
-	version         string
-	vmlinuz, initrd *fstree.Inode
-	digest          string // sha256 of vmlinuz and initrd one after the other
+	digest string // sha256 of kernel and initrd one after the other
+	// files are what the boot directory gets for it: below a directory of that
+	// name, or a unified kernel image under just that name.
+	files   func(name string) []loader.File
+	unified bool
+	cmdline karg.Args // of a unified kernel image
 }
 
 // findKernel finds the kernel of an image, in usr/lib/modules/VERSION. None, or
-// one without its initramfs, is a Conflict, and so are two.
+// one without its initramfs, is a Conflict, and so are two. Its digest is not
+// computed.
 func findKernel(image *source.Image) (*kernel, error) {
-	k := &kernel{}
 	modules := image.Lookup(modulesDir)
 	if modules == nil || !modules.IsDir() {
 		return nil, noKernel()
 	}
+	version := ""
+	var linux *fstree.Inode
 	for _, e := range modules.Entries() {
 		n := image.Lookup(path.Join(modulesDir, e.Name, vmlinuz))
 		if n == nil || !n.IsRegular() {
 			continue
 		}
-		if k.vmlinuz != nil {
+		if linux != nil {
 			return nil, fault.New(fault.Conflict, "an image must hold one kernel: remove the other directory in /usr/lib/modules",
-				"the image has two kernels, %s and %s", k.version, e.Name)
+				"the image has two kernels, %s and %s", version, e.Name)
 		}
-		k.version, k.vmlinuz = e.Name, n
+		version, linux = e.Name, n
 	}
-	if k.vmlinuz == nil {
+	if linux == nil {
 		return nil, noKernel()
 	}
-	k.initrd = image.Lookup(path.Join(modulesDir, k.version, "initramfs.img"))
-	if k.initrd == nil || !k.initrd.IsRegular() {
-		return nil, fault.New(fault.Conflict, "the image needs /usr/lib/modules/"+k.version+"/initramfs.img", "the image has no initramfs")
+	ramdisk := image.Lookup(path.Join(modulesDir, version, "initramfs.img"))
+	if ramdisk == nil || !ramdisk.IsRegular() {
+		return nil, fault.New(fault.Conflict, "the image needs /usr/lib/modules/"+version+"/initramfs.img", "the image has no initramfs")
 	}
-	return k, nil
+	return &kernel{files: func(dir string) []loader.File {
+		file := func(name string, n *fstree.Inode) loader.File {
+			return loader.File{Path: path.Join(dir, name), Size: n.Size, Open: func() (io.ReadCloser, error) { return image.OpenInode(n) }}
+		}
+		return []loader.File{file(vmlinuz, linux), file(initrd, ramdisk)}
+	}}, nil
 }
 
 func noKernel() error {
-	return fault.New(fault.Conflict, "the image needs /usr/lib/modules/VERSION/vmlinuz and initramfs.img", "the image has no kernel")
+	return fault.New(fault.Conflict, "the image needs /usr/lib/modules/VERSION/vmlinuz and initramfs.img, or a unified kernel image in /"+uki.Dir, "the image has no kernel")
 }
 
-// checksum computes the kernel's digest.
-func (k *kernel) checksum(image *source.Image) error {
+// checksum computes the digest of a separate kernel.
+func (k *kernel) checksum() error {
 	h := sha256.New()
-	for _, n := range []*fstree.Inode{k.vmlinuz, k.initrd} {
-		if err := copyInode(h, image, n); err != nil {
+	for _, f := range k.files("") {
+		if err := copyFile(h, f); err != nil {
 			return fmt.Errorf("checksum the kernel: %w", err)
 		}
 	}
@@ -83,15 +96,15 @@ func (k *kernel) checksum(image *source.Image) error {
 	return nil
 }
 
-func copyInode(w io.Writer, image *source.Image, n *fstree.Inode) error {
-	r, err := image.OpenInode(n)
+func copyFile(w io.Writer, f loader.File) error {
+	r, err := f.Open()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
 	written, err := io.Copy(w, r)
-	if err == nil && written != n.Size {
-		err = fault.New(fault.Corrupt, "kedge fsck finds damaged objects", "%d of %d bytes could be read", written, n.Size)
+	if err == nil && written != f.Size {
+		err = fault.New(fault.Corrupt, "kedge fsck finds damaged objects", "%d of %d bytes could be read", written, f.Size)
 	}
 	return err
 }
@@ -124,13 +137,23 @@ func (s *Sysroot) kernelDirs() string {
 	return "."
 }
 
-// kernelDirOf returns the directory beneath the boot directory that holds the
-// kernel of an entry; false for one that bootc or kedge did not lay out.
-func kernelDirOf(e *bls.Entry) (dir string, ok bool) {
+// kernelOf returns the directory beneath the boot directory that holds the kernel
+// of an entry, or the unified kernel image there; false for one that bootc or
+// kedge did not lay out.
+func kernelOf(e *bls.Entry) (name string, ok bool) {
+	if name, ok := ukiOf(e); ok {
+		return name, path.Dir(name) == ukiDir && isKernelName(path.Base(name))
+	}
 	linux, ok := e.Get("linux")
-	dir = strings.TrimPrefix(path.Dir(path.Clean("/"+linux)), "/boot/")
-	dir = strings.TrimPrefix(dir, "/")
-	return dir, ok && path.Base(linux) == vmlinuz && strings.HasPrefix(path.Base(dir), kernelPrefix)
+	name = path.Dir(beneathBoot(linux))
+	return name, ok && path.Base(linux) == vmlinuz && strings.HasPrefix(path.Base(name), kernelPrefix)
+}
+
+// isKernelName reports whether a name is one that bootc and kedge give to
+// directories of kernels and to unified kernel images.
+func isKernelName(name string) bool {
+	digest, ok := strings.CutPrefix(strings.TrimSuffix(name, uki.Suffix), kernelPrefix)
+	return ok && digestForm.MatchString(digest)
 }
 
 // nameKernel names the kernel's files in the entry of a new deployment: in the
@@ -140,9 +163,13 @@ func (s *Sysroot) nameKernel(d *Deployment, k *kernel) error {
 	if err != nil {
 		return err
 	}
+	if k.unified {
+		d.Entry.Set(ukiKeys[0], prefix+path.Join(ukiDir, kernelPrefix+d.Digest+uki.Suffix))
+		return nil
+	}
 	dir := path.Join(s.kernelDirs(), kernelPrefix+d.Digest)
 	for _, o := range s.list {
-		if shared, ok := kernelDirOf(o.Entry); ok && o.BootDigest() == k.digest {
+		if shared, ok := kernelOf(o.Entry); ok && o.Type == TypeBLS && o.BootDigest() == k.digest {
 			dir = shared
 			break
 		}
@@ -152,36 +179,43 @@ func (s *Sysroot) nameKernel(d *Deployment, k *kernel) error {
 	return nil
 }
 
+// kernelOf returns what a deployment of the list boots.
+func (i *images) kernelOf(d *Deployment) (*kernel, error) {
+	if d.Type == TypeUKI {
+		return i.findUKI(d.Digest)
+	}
+	image, err := i.get(d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	return findKernel(image)
+}
+
 // missingKernel returns the kernel of a deployment if it is not in the boot
-// directory, with the directory for it; nil where it is, or is not kedge's to
-// make.
+// directory, with the name for it; nil where it is, or is not kedge's to make.
 func (s *Sysroot) missingKernel(images *images, d *Deployment) (*kernel, string, error) {
-	dir, ok := kernelDirOf(d.Entry)
+	name, ok := kernelOf(d.Entry)
 	if !ok {
 		return nil, "", nil
 	}
-	there := func(name string) bool { _, err := s.boot.Lstat(path.Join(dir, name)); return err == nil }
-	if there(vmlinuz) && there(initrd) {
+	there := func(name string) bool { _, err := s.boot.Lstat(name); return err == nil }
+	if d.Type == TypeUKI && there(name) || there(path.Join(name, vmlinuz)) && there(path.Join(name, initrd)) {
 		return nil, "", nil
 	}
-	image, err := images.get(d.Digest)
-	if err != nil {
-		return nil, "", err
-	}
-	k, err := findKernel(image)
-	return k, dir, err
+	k, err := images.kernelOf(d)
+	return k, name, err
 }
 
 // kernelTmp is where a kernel is put together, beside its directory.
 const kernelTmp = ".kedge-kernel.tmp"
 
 // installKernel puts the kernel of a deployment into the boot directory, unless
-// it is there. Its directory appears there whole or not at all, and its data is
+// it is there. Its directory, or file, appears there whole or not at all, and its data is
 // durable before it does, so one that is there is never read; bootc, which reads
 // all of them, finds none without its initrd. It works on a FAT file system too,
 // which has neither links nor attributes.
 func (s *Sysroot) installKernel(ctx context.Context, images *images, d *Deployment) (err error) {
-	k, dir, err := s.missingKernel(images, d)
+	k, name, err := s.missingKernel(images, d)
 	if k == nil || err != nil {
 		return err
 	}
@@ -196,7 +230,7 @@ func (s *Sysroot) installKernel(ctx context.Context, images *images, d *Deployme
 	if err != nil {
 		return err
 	}
-	tmp := path.Join(path.Dir(dir), kernelTmp)
+	tmp := path.Join(path.Dir(name), kernelTmp)
 	defer func() {
 		if err != nil {
 			_ = s.boot.RemoveAll(tmp)
@@ -206,40 +240,36 @@ func (s *Sysroot) installKernel(ctx context.Context, images *images, d *Deployme
 	if err := s.boot.RemoveAll(tmp); err != nil {
 		return err
 	}
-	if err := s.boot.MkdirAll(tmp, 0o755); err != nil {
-		return err
-	}
-	for name, n := range k.files() {
+	for _, f := range k.files(tmp) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := s.writeKernel(image, n, path.Join(tmp, name)); err != nil {
+		if err := s.writeKernel(f); err != nil {
 			return err
 		}
 		if lab != nil {
-			if err := s.labelBoot(tmp, name, "/boot/"+path.Join(dir, name), lab); err != nil {
+			as := "/boot/" + name + strings.TrimPrefix(f.Path, tmp)
+			if err := s.labelBoot(path.Dir(f.Path), path.Base(f.Path), as, lab); err != nil {
 				return err
 			}
 		}
 	}
 	// What is there of it lacks one of the two.
-	if err := s.boot.RemoveAll(dir); err != nil {
+	if err := s.boot.RemoveAll(name); err != nil {
 		return err
 	}
-	return s.boot.Rename(tmp, dir)
+	return s.boot.Rename(tmp, name)
 }
 
-// files returns the kernel's files by their names in the boot directory.
-func (k *kernel) files() map[string]*fstree.Inode {
-	return map[string]*fstree.Inode{vmlinuz: k.vmlinuz, initrd: k.initrd}
-}
-
-func (s *Sysroot) writeKernel(image *source.Image, n *fstree.Inode, name string) error {
-	f, err := s.boot.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+func (s *Sysroot) writeKernel(from loader.File) error {
+	if err := s.boot.MkdirAll(path.Dir(from.Path), 0o755); err != nil {
+		return err
+	}
+	f, err := s.boot.OpenFile(from.Path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
-	if err = copyInode(f, image, n); err == nil && !s.opts.NoSync {
+	if err = copyFile(f, from); err == nil && !s.opts.NoSync {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {
@@ -281,8 +311,8 @@ func (s *Sysroot) checkBootSpace(k *kernel) error {
 // bytes is what installing the kernel adds, in blocks of size block.
 func (k *kernel) bytes(block int64) int64 {
 	var need int64
-	for _, n := range k.files() {
-		need += (n.Size + block - 1) / block * block
+	for _, f := range k.files("") {
+		need += (f.Size + block - 1) / block * block
 	}
 	return need
 }

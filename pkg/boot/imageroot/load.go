@@ -16,6 +16,7 @@ import (
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
+	"github.com/kedge-os/kedge/pkg/boot/uki"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -165,15 +166,13 @@ func (s *Sysroot) problem(err error) {
 // for a unified kernel image by the name that bootc gives it. ok is false for
 // an entry that is not of this backend.
 func imageOf(e *bls.Entry) (digest string, optional bool, t BootType, ok bool) {
-	for _, key := range []string{"efi", "uki"} {
-		if v, found := e.Get(key); found {
-			name, prefixed := strings.CutPrefix(path.Base(v), kernelPrefix)
-			name, suffixed := strings.CutSuffix(name, ".efi")
-			return name, false, TypeUKI, prefixed && suffixed && digestForm.MatchString(name)
-		}
+	if name, found := ukiOf(e); found {
+		name, prefixed := strings.CutPrefix(path.Base(name), kernelPrefix)
+		name, suffixed := strings.CutSuffix(name, uki.Suffix)
+		return name, false, TypeUKI, prefixed && suffixed && digestForm.MatchString(name)
 	}
 	options, _ := e.Get("options")
-	digest, optional, ok = parseImageKarg(karg.Parse(options))
+	digest, optional, ok = ImageOf(karg.Parse(options))
 	return digest, optional, TypeBLS, ok
 }
 
@@ -181,6 +180,9 @@ func imageOf(e *bls.Entry) (digest string, optional bool, t BootType, ok bool) {
 func (s *Sysroot) loadEntry(name string, e *bls.Entry) (*Deployment, error) {
 	if linux, ok := e.Get("linux"); ok {
 		s.mentioned[path.Base(path.Dir(linux))] = true
+	}
+	if name, ok := ukiOf(e); ok {
+		s.mentioned[path.Base(name)] = true
 	}
 	digest, optional, kind, ok := imageOf(e)
 	if !ok {
@@ -190,6 +192,11 @@ func (s *Sysroot) loadEntry(name string, e *bls.Entry) (*Deployment, error) {
 	d := &Deployment{Digest: digest, VerityOptional: optional, Type: kind, Entry: e, entryFile: name}
 	if err := s.complete(d); err != nil {
 		return nil, err
+	}
+	if kind == TypeUKI {
+		if err := s.readUKI(d); err != nil {
+			s.problem(fmt.Errorf("deployment %s: %w", d.Digest, err))
+		}
 	}
 	return d, nil
 }

@@ -4,16 +4,15 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path"
 	"slices"
-	"strings"
 
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
-	"github.com/kedge-os/kedge/pkg/fstree"
+	"github.com/kedge-os/kedge/pkg/boot/uki"
 )
 
 // Where a loader reads a file system of its own (systemd-boot: the EFI system
@@ -39,10 +38,7 @@ func (s *Sysroot) owns(_ string, e *bls.Entry) bool {
 func (s *Sysroot) loaderMenu(items []loader.Item, list []*Deployment) loader.Menu {
 	m := loader.Menu{
 		Owns: s.owns, Order: entryOrder, Items: items, KernelDir: espKernels,
-		OwnKernel: func(name string) bool {
-			d, ok := strings.CutPrefix(name, kernelPrefix)
-			return ok && digestForm.MatchString(d)
-		},
+		OwnKernel: isKernelName,
 	}
 	if len(list) > 0 {
 		m.SortKey = sortKeyPrefix + idOf(list[0].Entry)
@@ -52,6 +48,9 @@ func (s *Sysroot) loaderMenu(items []loader.Item, list []*Deployment) loader.Men
 
 // lineID names an entry for as long as it exists.
 func (d *Deployment) lineID() string {
+	if d.Type == TypeUKI {
+		return d.Digest + uki.Suffix
+	}
 	sum := sha256.Sum256(fmt.Appendf(nil, "%v %s", d.VerityOptional, d.Kargs()))
 	return d.Digest + "." + hex.EncodeToString(sum[:4])
 }
@@ -62,8 +61,14 @@ func (s *Sysroot) items(images *images, list []*Deployment) []loader.Item {
 	for i, d := range list {
 		item := loader.Item{ID: d.lineID(), Name: position{i, len(list)}.base(list[0]), Entry: d.Entry}
 		item.Count(i, len(list), func() uint64 { return s.tries(images, d) }, d.again)
-		if dir, ok := kernelDirOf(d.Entry); ok && d.Type == TypeBLS {
-			item.Files = func() ([]loader.File, error) { return kernelFiles(images, d.Digest, dir) }
+		if name, ok := kernelOf(d.Entry); ok {
+			item.Files = func() ([]loader.File, error) {
+				k, err := images.kernelOf(d)
+				if err != nil {
+					return nil, err
+				}
+				return k.files(name), nil
+			}
 		}
 		items = append(items, item)
 	}
@@ -84,21 +89,6 @@ func (s *Sysroot) tries(images *images, d *Deployment) uint64 {
 		return 0
 	}
 	return s.opts.Tries
-}
-
-func kernelFiles(images *images, digest, dir string) ([]loader.File, error) {
-	image, err := images.get(digest)
-	if err != nil {
-		return nil, err
-	}
-	k, err := findKernel(image)
-	if err != nil {
-		return nil, err
-	}
-	file := func(name string, n *fstree.Inode) loader.File {
-		return loader.File{Path: path.Join(dir, name), Size: n.Size, Open: func() (io.ReadCloser, error) { return image.OpenInode(n) }}
-	}
-	return []loader.File{file(vmlinuz, k.vmlinuz), file(initrd, k.initrd)}, nil
 }
 
 // placeKernels puts the kernels of a list into the boot directory.
@@ -152,7 +142,10 @@ func (s *Sysroot) updateLoader(ctx context.Context) {
 // sweepKernels removes the kernels that nothing boots and keep does not name.
 func (s *Sysroot) sweepKernels(ctx context.Context, keep func(name string) bool) error {
 	if s.onLoader() {
-		return s.loader.Sweep(ctx, s.loaderMenu(nil, nil), keep)
+		m := s.loaderMenu(nil, nil)
+		err := s.loader.Sweep(ctx, m, keep)
+		m.KernelDir = ukiDir
+		return errors.Join(err, s.loader.Sweep(ctx, m, keep))
 	}
 	return s.removeKernels(keep)
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/pkg/boot/bls"
-	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -121,10 +120,14 @@ func (s *Sysroot) stagedOf(m *marker) (*Deployment, error) {
 		s.problem(fmt.Errorf("the staged deployment %s has no boot entry", m.Digest))
 		return nil, nil
 	}
-	d := &Deployment{Digest: m.Digest, Type: TypeBLS, Ours: true, Held: m.Kedge.Hold, pending: m.Kedge.Pending}
+	d := &Deployment{Digest: m.Digest, Ours: true, Held: m.Kedge.Hold, pending: m.Kedge.Pending}
 	d.Entry = bls.Parse(m.Kedge.Entry)
-	options, _ := d.Entry.Get("options")
-	_, d.VerityOptional, _ = parseImageKarg(karg.Parse(options))
+	if _, d.VerityOptional, d.Type, _ = imageOf(d.Entry); d.Type == TypeUKI {
+		if err := s.readUKI(d); err != nil {
+			s.problem(fmt.Errorf("the staged deployment: %w", err))
+			return nil, nil
+		}
+	}
 	if _, err := s.root.Stat(d.stagedOrigin()); err != nil {
 		if d.pending && s.first(d.same) != nil {
 			return nil, nil

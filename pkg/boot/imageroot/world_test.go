@@ -2,6 +2,7 @@ package imageroot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -16,6 +17,7 @@ import (
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
+	"github.com/kedge-os/kedge/pkg/boot/loader/loadertest"
 	"github.com/kedge-os/kedge/pkg/composefs"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
@@ -119,6 +121,14 @@ func (r *dirRepo) Open(_ context.Context, n *fstree.Inode) (io.ReadCloser, error
 	return os.Open(r.paths[n])
 }
 
+func (r *dirRepo) UKI(_ context.Context, digest string) (UKIFile, error) {
+	f, err := os.Open(filepath.Join(r.dir, digest+".efi"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return f, err
+}
+
 // digestOf returns the fs-verity digest of the image of a directory.
 func digestOf(t testing.TB, dir string) string {
 	t.Helper()
@@ -167,6 +177,19 @@ func (w *world) image(f files) string {
 	digest := digestOf(w.t, dir)
 	must(w.t, os.Rename(dir, filepath.Join(w.dir, repoDir, digest)))
 	return digest
+}
+
+// unified stores a tree that comes with a unified kernel image, whose command
+// line has composefs= and these arguments.
+func (w *world) unified(f files, kargs string) string {
+	w.t.Helper()
+	digest := w.image(f)
+	w.uki(digest, "composefs="+digest+" "+kargs)
+	return digest
+}
+
+func (w *world) uki(digest, cmdline string) {
+	w.write(filepath.Join(repoDir, digest+".efi"), string(loadertest.UKI(cmdline, "kernel of "+digest, "initrd")))
 }
 
 func (w *world) options() Options {
@@ -219,8 +242,7 @@ func (w *world) boot(d *Deployment) {
 		must(w.t, os.MkdirAll(filepath.Join(w.host, dir), 0o755))
 	}
 	must(w.t, os.Symlink(w.dir, filepath.Join(w.host, "sysroot")))
-	options, _ := d.Entry.Get("options")
-	must(w.t, os.WriteFile(filepath.Join(w.host, "proc/cmdline"), []byte("BOOT_IMAGE=/vmlinuz "+options+"\n"), 0o644))
+	must(w.t, os.WriteFile(filepath.Join(w.host, "proc/cmdline"), []byte("BOOT_IMAGE=/vmlinuz "+d.options().String()+"\n"), 0o644))
 	w.mounts("composefs:" + d.Digest)
 }
 

@@ -11,7 +11,9 @@
 package loader
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -134,6 +136,26 @@ type File struct {
 	Path string // beneath the loader's file system, without a slash before it
 	Size int64
 	Open func() (io.ReadCloser, error)
+}
+
+// SameBytes reports whether two readers have the same bytes.
+func SameBytes(a, b io.Reader) (bool, error) {
+	x, y := make([]byte, 1<<20), make([]byte, 1<<20)
+	for {
+		n, err := io.ReadFull(a, x)
+		m, berr := io.ReadFull(b, y)
+		ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+		switch {
+		case err != nil && !ended:
+			return false, err
+		case berr != nil && !errors.Is(berr, io.EOF) && !errors.Is(berr, io.ErrUnexpectedEOF):
+			return false, berr
+		case !bytes.Equal(x[:n], y[:m]):
+			return false, nil
+		case ended:
+			return true, nil
+		}
+	}
 }
 
 // Line is a line of the menu as it is there.

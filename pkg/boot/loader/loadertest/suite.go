@@ -27,11 +27,12 @@ type Style struct {
 	SortKey   string
 	KernelDir string
 	Kernel    func(id string) string // directory of a kernel, beneath KernelDir
-	Options   func(id string) string
+	Options   func(id string) string // nil: Kernel is a unified kernel image
 }
 
-// Styles are those of the two sysroots.
-var Styles = []Style{
+// Separate are those of the two sysroots for kernels that have their initrd beside
+// them, which every loader starts.
+var Separate = []Style{
 	{
 		"ostree", "ostree-0123abcd", "ostree",
 		func(id string) string { return "default-" + strings.Repeat(id[:1], 64) },
@@ -44,18 +45,40 @@ var Styles = []Style{
 	},
 }
 
+// Unified is that of unified kernel images, which not every loader starts.
+var Unified = Style{
+	"unified", "bootc-debian", "EFI/Linux/bootc",
+	func(id string) string { return "bootc_composefs-" + strings.Repeat(id[:1], 128) + ".efi" },
+	nil,
+}
+
 // Item makes the line of a deployment; ids begin with different letters.
 func (s Style) Item(id string, tries uint64) loader.Item {
 	e := &bls.Entry{}
 	dir := path.Join(s.KernelDir, s.Kernel(id))
 	e.Set("title", "System "+id)
 	e.Set("version", "1")
+	if s.Options == nil {
+		e.Set("efi", "/"+dir)
+		return loader.Item{ID: id, Name: s.Name + "-test", Entry: e, Tries: tries, Files: func() ([]loader.File, error) {
+			return []loader.File{file(dir, "kernel of "+id)}, nil
+		}}
+	}
 	e.Set("linux", "/"+dir+"/vmlinuz")
 	e.SetInitrds([]string{"/" + dir + "/initrd"})
 	e.Set("options", s.Options(id))
 	return loader.Item{ID: id, Name: s.Name + "-test", Entry: e, Tries: tries, Files: func() ([]loader.File, error) {
 		return []loader.File{file(dir+"/vmlinuz", "kernel of "+id), file(dir+"/initrd", "initrd of "+id)}, nil
 	}}
+}
+
+// kernelFile is where the kernel of a deployment is.
+func (s Style) kernelFile(id string) string {
+	name := path.Join(s.KernelDir, s.Kernel(id))
+	if s.Options != nil {
+		name = path.Join(name, "vmlinuz")
+	}
+	return name
 }
 
 func file(name, text string) loader.File {
@@ -75,9 +98,9 @@ func (s Style) Menu(items ...loader.Item) loader.Menu {
 	}
 }
 
-// Run runs the suite.
-func Run(t *testing.T, make Factory) {
-	for _, s := range Styles {
+// Run runs the suite with Separate and the styles named.
+func Run(t *testing.T, make Factory, more ...Style) {
+	for _, s := range slices.Concat(Separate, more) {
 		t.Run(s.Name, func(t *testing.T) {
 			t.Run("Life", func(t *testing.T) { life(t, make, s) })
 			t.Run("Tries", func(t *testing.T) { tries(t, make, s) })
@@ -152,7 +175,7 @@ func life(t *testing.T, make Factory, s Style) {
 		want(t, step.what, ids(t, l, s), step.ids)
 		var have []string
 		for _, f := range []string{"a", "b", "c"} {
-			text, err := os.ReadFile(filepath.Join(dir, s.KernelDir, s.Kernel(f), "vmlinuz"))
+			text, err := os.ReadFile(filepath.Join(dir, s.kernelFile(f)))
 			if err == nil {
 				have = append(have, f)
 				if string(text) != "kernel of "+f {
@@ -171,7 +194,7 @@ func life(t *testing.T, make Factory, s Style) {
 		}
 	}
 	// A kernel of which a write was cut off is not taken for whole.
-	kernel := filepath.Join(dir, s.KernelDir, s.Kernel("a"), "vmlinuz")
+	kernel := filepath.Join(dir, s.kernelFile("a"))
 	check(t, os.MkdirAll(filepath.Dir(kernel), 0o755))
 	check(t, os.WriteFile(kernel, []byte("kernel of X"), 0o644))
 	commit(t, l, s, a, c)

@@ -1,7 +1,6 @@
 package sdboot
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -101,20 +100,7 @@ func (l *Loader) holds(f loader.File) (bool, error) {
 		return false, err
 	}
 	defer src.Close()
-	a, b := make([]byte, 1<<20), make([]byte, 1<<20)
-	for {
-		n, err := io.ReadFull(src, a)
-		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-			return false, err
-		}
-		m, rerr := io.ReadFull(have, b[:n])
-		if rerr != nil && n > 0 || !bytes.Equal(a[:n], b[:m]) {
-			return false, nil
-		}
-		if err != nil {
-			return true, nil
-		}
-	}
+	return loader.SameBytes(src, have)
 }
 
 // Space implements loader.Loader.

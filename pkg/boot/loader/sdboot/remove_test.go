@@ -16,7 +16,7 @@ import (
 func TestRemovedIsHidden(t *testing.T) {
 	dir := t.TempDir()
 	l := open(t, dir, Options{})
-	s := loadertest.Styles[0]
+	s := loadertest.Separate[0]
 	a, b, c := s.Item("a", 0), s.Item("b", 3), s.Item("c", 0)
 	kept, removed := map[string]*os.File{}, 0
 	for _, items := range [][]loader.Item{{a}, {b, a}, {c, b}, {b, c}, {b}} {

@@ -38,7 +38,7 @@ func TestConformance(t *testing.T) {
 	loadertest.Run(t, func(t *testing.T) (loader.Loader, string) {
 		dir := t.TempDir()
 		return open(t, dir, Options{}), dir
-	})
+	}, loadertest.Unified)
 }
 
 // TestExtended: kernels and entries are on the one partition, the program on the
@@ -73,7 +73,7 @@ var errPower = errors.New("the power is gone")
 // the old again, every line of it has its kernel, and the next Commit finishes
 // the work.
 func TestEveryFlush(t *testing.T) {
-	for _, s := range loadertest.Styles {
+	for _, s := range append(loadertest.Separate[:1:1], loadertest.Unified) {
 		a, b, c := s.Item("a", 0), s.Item("b", 3), s.Item("c", 0)
 		menus := map[string][2]loader.Menu{
 			"switch":   {s.Menu(a), s.Menu(b, a)},
@@ -233,7 +233,7 @@ func liveCopy(t *testing.T, dir string) string {
 	for _, f := range files {
 		text, err := os.ReadFile(f)
 		check(t, err)
-		if strings.Contains(string(text), "\nlinux ") {
+		if strings.Contains(string(text), "\nlinux ") || strings.Contains(string(text), "\nefi ") {
 			check(t, os.WriteFile(filepath.Join(to, entriesDir, filepath.Base(f)), text, 0o644))
 		}
 	}
@@ -246,7 +246,7 @@ func TestFull(t *testing.T) {
 	check(t, unix.Mount("esp", dir, "tmpfs", 0, "size=3m"))
 	t.Cleanup(func() { check(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 	l := open(t, dir, Options{})
-	s := loadertest.Styles[0]
+	s := loadertest.Separate[0]
 	a := s.Item("a", 0)
 	check(t, l.Prepare(t.Context(), []loader.Item{a}))
 	check(t, l.Commit(t.Context(), s.Menu(a)))

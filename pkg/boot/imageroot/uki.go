@@ -1,0 +1,227 @@
+package imageroot
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+
+	"github.com/kedge-os/kedge/pkg/boot/bls"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
+	"github.com/kedge-os/kedge/pkg/boot/uki"
+	"github.com/kedge-os/kedge/pkg/fault"
+)
+
+// A unified kernel image is signed with the command line that it has: the
+// argument composefs= that names the image, and all others. So its deployment
+// has these and no others, and its boot entry, bootc's with the key "efi", has no
+// options. It stands in ukiDir under the digest of the image that it boots.
+const ukiDir = espKernels + "/bootc"
+
+// ukiKeys are the keys of entries that name a unified kernel image; the first is
+// understood by every version of systemd-boot.
+var ukiKeys = []string{"efi", "uki"}
+
+// UKIFile is a unified kernel image that a repository has.
+type UKIFile interface {
+	io.ReadCloser
+	io.ReaderAt
+	Stat() (fs.FileInfo, error)
+}
+
+func decodeUKI(f UKIFile) (*uki.Image, int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, 0, err
+	}
+	u, err := uki.Decode(f, st.Size())
+	return u, st.Size(), err
+}
+
+// findUKI returns the unified kernel image that came with an image; NotFound where
+// none did.
+func (i *images) findUKI(digest string) (*kernel, error) {
+	f, err := i.openUKI(digest)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	u, size, err := decodeUKI(f)
+	if err != nil {
+		return nil, err
+	}
+	k := &kernel{unified: true, cmdline: u.Cmdline}
+	if k.digest, err = u.BootDigest(); err != nil {
+		return nil, err
+	}
+	k.files = func(name string) []loader.File {
+		return []loader.File{{Path: name, Size: size, Open: func() (io.ReadCloser, error) { return i.openUKI(digest) }}}
+	}
+	return k, nil
+}
+
+func (i *images) openUKI(digest string) (UKIFile, error) {
+	f, err := i.repo.UKI(i.ctx, digest)
+	if f == nil && err == nil {
+		err = fault.New(fault.NotFound, "kedge fsck --repair fetches it", "the unified kernel image of %.12s is not here", digest)
+	}
+	return f, err
+}
+
+// BootsUKI reports whether a deployment of the image would boot the unified
+// kernel image that came with it.
+func (s *Sysroot) BootsUKI(ctx context.Context, digest string) (bool, error) {
+	images := s.newImages(ctx)
+	k, err := s.chooseKernel(images, digest)
+	return err == nil && k.unified, err
+}
+
+// chooseKernel returns what a new deployment of an image boots. systemd-boot gets
+// the unified kernel image of one that has a separate kernel too; other loaders
+// the separate one, and GRUB has nothing else that it could start.
+func (s *Sysroot) chooseKernel(images *images, digest string) (*kernel, error) {
+	image, err := images.get(digest)
+	if err != nil {
+		return nil, err
+	}
+	u, err := images.findUKI(digest)
+	if fault.KindOf(err) == fault.NotFound {
+		return findKernel(image)
+	}
+	if err != nil || s.loader.Name() == loader.NameSystemdBoot {
+		return u, err
+	}
+	k, err := findKernel(image)
+	switch {
+	case fault.KindOf(err) != fault.Conflict:
+		return k, err
+	case s.loader.Name() == loader.NameGRUB:
+		return nil, fault.New(fault.Conflict, "install with --bootloader systemd-boot", "the image has a unified kernel image alone, which GRUB is not made to start")
+	}
+	return u, nil
+}
+
+// sealKargs gives a deployment the arguments of its unified kernel image, and
+// refuses what is asked for beside them. What another unified kernel image had
+// went with that.
+func (s *Sysroot) sealKargs(d *Deployment, k *kernel, images *images, r DeployRequest) error {
+	named, optional, ok := ImageOf(k.cmdline)
+	switch {
+	case !ok:
+		return fault.New(fault.Conflict, "rebuild it with composefs=DIGEST; kedge container digest tells the digest",
+			"the command line of the unified kernel image names no image")
+	case named != r.Digest:
+		return fault.New(fault.Untrusted, "rebuild the image: its unified kernel image belongs to another tree",
+			"the unified kernel image boots %.12s, and the image is %.12s", named, r.Digest)
+	case r.VerityOptional && !optional:
+		return fault.New(fault.Conflict, "use a file system that has fs-verity (ext4 made with -O verity, btrfs)",
+			"the unified kernel image demands fs-verity, which the file system does not have")
+	}
+	d.Type, d.cmdline, d.VerityOptional = TypeUKI, k.cmdline, optional
+	wanted := r.Kargs
+	if wanted == nil && r.Merge != nil && r.Merge.Type == TypeBLS {
+		wanted = r.Merge.Kargs()
+	}
+	if !r.ExactKargs {
+		if r.Merge != nil {
+			old, err := s.imageKargs(images, r.Merge.Digest)
+			if err != nil {
+				return err
+			}
+			wanted = wanted.Rebase(old, nil)
+		}
+		fresh, err := s.imageKargs(images, d.Digest)
+		if err != nil {
+			return err
+		}
+		wanted = wanted.AppendMissing(fresh...)
+	}
+	for _, arg := range wanted {
+		if !d.cmdline.Contains(arg) {
+			return sealed("has no %s", arg)
+		}
+	}
+	for _, arg := range d.Kargs() {
+		if r.ExactKargs && !wanted.Contains(arg) {
+			return sealed("has %s", arg)
+		}
+	}
+	return nil
+}
+
+// sealed is what a change is answered with that would need another unified kernel
+// image.
+func sealed(format string, args ...any) error {
+	return fault.New(fault.Conflict, "have the image built with a unified kernel image that has the kernel arguments wanted; arguments of this machine alone go with kedge kargs --delete before the switch",
+		"the kernel arguments are part of the signed unified kernel image, which %s", fmt.Sprintf(format, args...))
+}
+
+// readUKI reads the arguments of a deployment's unified kernel image in the boot
+// directory.
+func (s *Sysroot) readUKI(d *Deployment) error {
+	name, ok := kernelOf(d.Entry)
+	if !ok {
+		return fault.New(fault.Corrupt, "", "the entry names no unified kernel image of its own")
+	}
+	f, err := s.boot.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	u, _, err := decodeUKI(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	named, optional, ok := ImageOf(u.Cmdline)
+	if !ok || named != d.Digest {
+		return fault.New(fault.Corrupt, "run kedge fsck", "%s boots another image (%.12s)", name, named)
+	}
+	d.cmdline, d.VerityOptional = u.Cmdline, optional
+	return nil
+}
+
+// CheckKernel compares the unified kernel image of a deployment, byte by byte,
+// with the one that came with its image. Of other deployments nothing is checked.
+func (s *Sysroot) CheckKernel(ctx context.Context, d *Deployment) error {
+	if d.Type != TypeUKI {
+		return nil
+	}
+	if err := s.readUKI(d); err != nil {
+		return err
+	}
+	f, err := s.opts.Repo.UKI(ctx, d.Digest)
+	if f == nil || err != nil {
+		return err
+	}
+	defer f.Close()
+	name, _ := kernelOf(d.Entry)
+	have, err := s.boot.Open(name)
+	if err != nil {
+		return err
+	}
+	defer have.Close()
+	same, err := loader.SameBytes(f, have)
+	if err == nil && !same {
+		err = fault.New(fault.Corrupt, "", "%s is not what came with the image", name)
+	}
+	return err
+}
+
+// ukiOf returns the unified kernel image that an entry names, beneath the boot
+// directory.
+func ukiOf(e *bls.Entry) (name string, found bool) {
+	for _, key := range ukiKeys {
+		if v, ok := e.Get(key); ok {
+			return beneathBoot(v), true
+		}
+	}
+	return "", false
+}
+
+// beneathBoot turns a path of an entry into one beneath the boot directory.
+func beneathBoot(name string) string {
+	name = strings.TrimPrefix(path.Clean("/"+name), "/boot/")
+	return strings.TrimPrefix(name, "/")
+}
