@@ -121,7 +121,7 @@ func TestUnifiedKernelImages(t *testing.T) {
 			return h.Kargs(ctx, KargsOptions{Append: []string{"debug"}})
 		})
 		refused(fault.Conflict, "has rw", func(h *Host) (*v1.Result, error) { return h.Kargs(ctx, KargsOptions{Delete: []string{"rw"}}) })
-		refused(fault.Conflict, "cannot take or lose packages", func(h *Host) (*v1.Result, error) {
+		refused(fault.Conflict, "packages and another initramfs cannot come in", func(h *Host) (*v1.Result, error) {
 			return h.ChangePackages(ctx, PackagesOptions{Verb: "pkg add", Add: []string{"htop"}})
 		})
 		wrong := w.pushUKI("wrong", unified{version: 3, kargs: "rw", wrong: true})

@@ -75,8 +75,8 @@ func (h *Host) layer(ctx context.Context, base layerBase, wants packageIntent, o
 	if unified, err := h.store.BootsUKI(ctx, base.root); err != nil {
 		return nil, err
 	} else if unified {
-		return nil, fault.New(fault.Conflict, "build the packages into the image, or use one with a separate kernel: /usr/lib/modules/VERSION/vmlinuz and initramfs.img",
-			"the image boots a unified kernel image that is signed for its tree as it is: it cannot take or lose packages (%s)", someOf(append(wants.names(), wants.overridden()...)))
+		return nil, fault.New(fault.Conflict, "build what is wanted into the image, or use one with a separate kernel",
+			"the image boots a unified kernel image, which is signed for the files that the image has: packages and another initramfs cannot come in")
 	}
 	out.record = &packageRecord{packageIntent: wants, base: base.image.digest}
 	images, err := h.localImages()

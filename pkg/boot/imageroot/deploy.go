@@ -100,11 +100,6 @@ func (s *Sysroot) deploy(ctx context.Context, images *images, r DeployRequest) (
 	if err != nil {
 		return nil, err
 	}
-	if !k.unified {
-		if err := k.checksum(); err != nil {
-			return nil, err
-		}
-	}
 	d := &Deployment{
 		Digest: r.Digest, Origin: r.Origin.Clone(), Entry: &bls.Entry{}, Type: TypeBLS,
 		VerityOptional: r.VerityOptional, merging: s.opts.Clock().Add(-clockStep),

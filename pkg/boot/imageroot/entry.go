@@ -54,7 +54,11 @@ func (s *Sysroot) describe(d *Deployment, image *source.Image, k *kernel) error 
 	d.Entry.Set("version", get(d.Digest, "VERSION_ID", "VERSION"))
 	d.Entry.Set("sort-key", sortKeyPrefix+get(defaultID, "ID")+"-0")
 	d.Origin.Set(bootGroup, bootTypeKey, string(d.Type))
-	d.Origin.Set(bootGroup, bootDigestKey, k.digest)
+	digest, err := k.digest()
+	if err != nil {
+		return err
+	}
+	d.Origin.Set(bootGroup, bootDigestKey, digest)
 	return s.nameKernel(d, k)
 }
 

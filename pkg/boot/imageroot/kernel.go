@@ -36,7 +36,8 @@ const (
 
 // kernel is what an image boots: a kernel with its initrd, or both in one file.
 type kernel struct {
-	digest string // sha256 of kernel and initrd one after the other
+	// digest returns the sha256 of kernel and initrd one after the other, hex.
+	digest func() (string, error)
 	// files are what the boot directory gets for it: below a directory of that
 	// name, or a unified kernel image under just that name.
 	files   func(name string) []loader.File
@@ -45,8 +46,7 @@ type kernel struct {
 }
 
 // findKernel finds the kernel of an image, in usr/lib/modules/VERSION. None, or
-// one without its initramfs, is a Conflict, and so are two. Its digest is not
-// computed.
+// one without its initramfs, is a Conflict, and so are two.
 func findKernel(image *source.Image) (*kernel, error) {
 	modules := image.Lookup(modulesDir)
 	if modules == nil || !modules.IsDir() {
@@ -72,28 +72,26 @@ func findKernel(image *source.Image) (*kernel, error) {
 	if ramdisk == nil || !ramdisk.IsRegular() {
 		return nil, fault.New(fault.Conflict, "the image needs /usr/lib/modules/"+version+"/initramfs.img", "the image has no initramfs")
 	}
-	return &kernel{files: func(dir string) []loader.File {
+	k := &kernel{files: func(dir string) []loader.File {
 		file := func(name string, n *fstree.Inode) loader.File {
 			return loader.File{Path: path.Join(dir, name), Size: n.Size, Open: func() (io.ReadCloser, error) { return image.OpenInode(n) }}
 		}
 		return []loader.File{file(vmlinuz, linux), file(initrd, ramdisk)}
-	}}, nil
+	}}
+	k.digest = func() (string, error) {
+		h := sha256.New()
+		for _, f := range k.files("") {
+			if err := copyFile(h, f); err != nil {
+				return "", fmt.Errorf("checksum the kernel: %w", err)
+			}
+		}
+		return hex.EncodeToString(h.Sum(nil)), nil
+	}
+	return k, nil
 }
 
 func noKernel() error {
 	return fault.New(fault.Conflict, "the image needs /usr/lib/modules/VERSION/vmlinuz and initramfs.img, or a unified kernel image in /"+uki.Dir, "the image has no kernel")
-}
-
-// checksum computes the digest of a separate kernel.
-func (k *kernel) checksum() error {
-	h := sha256.New()
-	for _, f := range k.files("") {
-		if err := copyFile(h, f); err != nil {
-			return fmt.Errorf("checksum the kernel: %w", err)
-		}
-	}
-	k.digest = hex.EncodeToString(h.Sum(nil))
-	return nil
 }
 
 func copyFile(w io.Writer, f loader.File) error {
@@ -169,7 +167,7 @@ func (s *Sysroot) nameKernel(d *Deployment, k *kernel) error {
 	}
 	dir := path.Join(s.kernelDirs(), kernelPrefix+d.Digest)
 	for _, o := range s.list {
-		if shared, ok := kernelOf(o.Entry); ok && o.Type == TypeBLS && o.BootDigest() == k.digest {
+		if shared, ok := kernelOf(o.Entry); ok && o.Type == TypeBLS && o.BootDigest() == d.BootDigest() {
 			dir = shared
 			break
 		}

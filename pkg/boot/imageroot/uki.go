@@ -2,6 +2,7 @@ package imageroot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -52,14 +53,24 @@ func (i *images) findUKI(digest string) (*kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &kernel{unified: true, cmdline: u.Cmdline}
-	if k.digest, err = u.BootDigest(); err != nil {
-		return nil, err
-	}
-	k.files = func(name string) []loader.File {
-		return []loader.File{{Path: name, Size: size, Open: func() (io.ReadCloser, error) { return i.openUKI(digest) }}}
-	}
-	return k, nil
+	return &kernel{
+		unified: true, cmdline: u.Cmdline,
+		digest: func() (string, error) {
+			f, err := i.openUKI(digest)
+			if err != nil {
+				return "", err
+			}
+			defer f.Close()
+			u, _, err := decodeUKI(f)
+			if err != nil {
+				return "", err
+			}
+			return u.BootDigest()
+		},
+		files: func(name string) []loader.File {
+			return []loader.File{{Path: name, Size: size, Open: func() (io.ReadCloser, error) { return i.openUKI(digest) }}}
+		},
+	}, nil
 }
 
 func (i *images) openUKI(digest string) (UKIFile, error) {
@@ -164,6 +175,9 @@ func (s *Sysroot) readUKI(d *Deployment) error {
 	name, ok := kernelOf(d.Entry)
 	if !ok {
 		return fault.New(fault.Corrupt, "", "the entry names no unified kernel image of its own")
+	}
+	if st, err := s.boot.Stat(name); err != nil || !st.Mode().IsRegular() {
+		return errors.Join(err, fault.New(fault.Corrupt, "", "%s is not a file", name))
 	}
 	f, err := s.boot.Open(name)
 	if err != nil {

@@ -14,7 +14,7 @@
 //     flushed before an entry names it. Whether it is whole is told by its bytes,
 //     not by its name being there.
 //   - An entry is written whole but for one letter: the key "linux" reads
-//     "#inux", which makes the line a comment, and an entry without a kernel is
+//     "#inux" (and "efi" "#fi"), which makes the line a comment, and an entry without a kernel is
 //     passed over by systemd-boot. That is flushed. Then the one letter is
 //     written in place: one sector, which a disk writes whole or not at all. At
 //     that instant the entry is there.
