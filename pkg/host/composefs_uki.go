@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
+	"strings"
 
 	"github.com/kedge-os/kedge/internal/atomicfile"
 	"github.com/kedge-os/kedge/internal/dirfd"
@@ -56,6 +58,13 @@ func (s *composefsStore) readUKI(im *composefs.Import, t *fstree.Tree) (*importe
 		return nil, fault.New(fault.Conflict, "rebuild the unified kernel image with the digest that kedge container digest tells",
 			"the unified kernel image names a digest of another algorithm than the repository has: %.12s…", text)
 	}
+	old, err := s.notedUKI(text)
+	if err != nil {
+		return nil, err
+	}
+	if old != "" && old != object && slices.ContainsFunc(s.sysroot.Deployments(), func(d *imageroot.Deployment) bool { return d.Digest == text }) {
+		return nil, imageroot.ErrOtherUKI
+	}
 	return &importedUKI{object: object, root: root}, nil
 }
 
@@ -67,19 +76,29 @@ func (s *composefsStore) noteUKI(u *importedUKI) error {
 	return atomicfile.Write(s.Root(), path.Join(ukiDir, u.root.String()), []byte(u.object.String()+"\n"), 0o644)
 }
 
+// notedUKI returns the object that has the unified kernel image of a root; "" where
+// the root has none.
+func (s *composefsStore) notedUKI(root string) (composefs.Digest, error) {
+	text, err := s.Root().ReadFile(path.Join(ukiDir, root))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	object, err := composefs.ParseDigest(strings.TrimSpace(string(text)))
+	if err != nil {
+		return "", fault.New(fault.Corrupt, "remove it, then run kedge fsck --repair", "read %s/%s: %w", ukiDir, root, err)
+	}
+	return object, nil
+}
+
 // UKI implements imageroot.Repo.
 func (f *imageFiles) UKI(_ context.Context, root string) (imageroot.UKIFile, error) {
 	s := (*composefsStore)(f)
-	text, err := s.Root().ReadFile(path.Join(ukiDir, root))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
+	object, err := s.notedUKI(root)
+	if object == "" || err != nil {
 		return nil, err
-	}
-	object, err := composefs.ParseDigest(string(text[:max(len(text)-1, 0)]))
-	if err != nil {
-		return nil, fault.New(fault.Corrupt, "run kedge fsck --repair", "read %s/%s: %w", ukiDir, root, err)
 	}
 	file, err := s.repo.OpenObject(object)
 	if err != nil {

@@ -134,6 +134,12 @@ func TestUnifiedKernelImages(t *testing.T) {
 		w.plug(esp)
 	}
 
+	// The same files with another kernel argument: one file would have to be
+	// written over, which boots.
+	other := w.pushUKI("other", unified{version: 1, kargs: "root=LABEL=root rw debug"})
+	refused(fault.Conflict, "another unified kernel image", func(h *Host) (*v1.Result, error) { return h.Switch(ctx, SwitchOptions{Image: other}) })
+	check("not replaced", "one")
+
 	// Booted: an image with a separate kernel and back.
 	s := w.status().Status
 	if s.Booted == nil || s.Booted.Composefs == nil || s.Booted.Composefs.BootType != "Uki" || s.Booted.Composefs.BootDigest == nil {

@@ -105,7 +105,7 @@ func (s *Sysroot) deploy(ctx context.Context, images *images, r DeployRequest) (
 		VerityOptional: r.VerityOptional, merging: s.opts.Clock().Add(-clockStep),
 	}
 	if k.unified {
-		err = s.sealKargs(d, k, images, r)
+		err = s.seal(d, k, images, r)
 	} else {
 		err = s.setKargs(d, images, r)
 	}

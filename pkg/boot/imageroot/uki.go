@@ -114,10 +114,10 @@ func (s *Sysroot) chooseKernel(images *images, digest string) (*kernel, error) {
 	return u, nil
 }
 
-// sealKargs gives a deployment the arguments of its unified kernel image, and
-// refuses what is asked for beside them. What another unified kernel image had
+// seal makes a deployment one of its unified kernel image, whose arguments it has,
+// and refuses what is asked for beside them. What another unified kernel image had
 // went with that.
-func (s *Sysroot) sealKargs(d *Deployment, k *kernel, images *images, r DeployRequest) error {
+func (s *Sysroot) seal(d *Deployment, k *kernel, images *images, r DeployRequest) error {
 	named, optional, ok := ImageOf(k.cmdline)
 	switch {
 	case !ok:
@@ -159,8 +159,21 @@ func (s *Sysroot) sealKargs(d *Deployment, k *kernel, images *images, r DeployRe
 			return sealed("has %s", arg)
 		}
 	}
+	// Two have one name: nothing that boots is written over.
+	old := s.first(func(o *Deployment) bool { return !o.Staged && o.Type == TypeUKI && o.sameState(d) })
+	if old == nil {
+		return nil
+	}
+	if err := s.CheckKernel(images.ctx, old); err != nil {
+		return fmt.Errorf("%w: %w", ErrOtherUKI, err)
+	}
 	return nil
 }
+
+// ErrOtherUKI is what a unified kernel image is answered with that boots a root
+// which is deployed with another one.
+var ErrOtherUKI = fault.New(fault.Conflict, "build the image with a difference in its files too, such as BUILD_ID in /usr/lib/os-release",
+	"the image has the very files of a deployment that is there, and another unified kernel image for them")
 
 // sealed is what a change is answered with that would need another unified kernel
 // image.

@@ -153,8 +153,11 @@ func TestUnifiedRefused(t *testing.T) {
 		_, err := s.Deploy(t.Context(), DeployRequest{Digest: digest, Origin: origin("os:3")})
 		wantKind(t, err, c.kind, c.words)
 	}
+	w.uki(s.Deployments()[0].Digest, "composefs="+s.Deployments()[0].Digest+" rw splash")
+	_, err := s.Deploy(t.Context(), DeployRequest{Digest: s.Deployments()[0].Digest, Origin: origin("os:3")})
+	wantKind(t, err, fault.Conflict, "another unified kernel image")
 	w.write(filepath.Join(repoDir, good+".efi"), "no program")
-	_, err := s.Deploy(t.Context(), DeployRequest{Digest: good, Origin: origin("os:3")})
+	_, err = s.Deploy(t.Context(), DeployRequest{Digest: good, Origin: origin("os:3")})
 	wantKind(t, err, fault.Conflict, "not a PE file")
 	if len(s.Deployments()) != 1 || len(w.names(deployDir)) != 1 {
 		t.Errorf("there are %d deployments and the states %q", len(s.Deployments()), w.names(deployDir))
