@@ -131,6 +131,23 @@ func (s *Sysroot) seal(d *Deployment, k *kernel, images *images, r DeployRequest
 			"the unified kernel image demands fs-verity, which the file system does not have")
 	}
 	d.Type, d.cmdline, d.VerityOptional = TypeUKI, k.cmdline, optional
+	if err := s.checkSealed(d, images, r); err != nil {
+		return err
+	}
+	// Two have one name: nothing that boots is written over.
+	old := s.first(func(o *Deployment) bool { return !o.Staged && o.Type == TypeUKI && o.sameState(d) })
+	if old == nil {
+		return nil
+	}
+	if err := s.CheckKernel(images.ctx, old); err != nil {
+		return fmt.Errorf("%w: %w", ErrOtherUKI, err)
+	}
+	return nil
+}
+
+// checkSealed refuses arguments that are not those of the unified kernel image: what
+// is asked for, what the machine has, and what the image's kargs.d brings.
+func (s *Sysroot) checkSealed(d *Deployment, images *images, r DeployRequest) error {
 	wanted := r.Kargs
 	if wanted == nil && r.Merge != nil && r.Merge.Type == TypeBLS {
 		wanted = r.Merge.Kargs()
@@ -158,14 +175,6 @@ func (s *Sysroot) seal(d *Deployment, k *kernel, images *images, r DeployRequest
 		if r.ExactKargs && !wanted.Contains(arg) {
 			return sealed("has %s", arg)
 		}
-	}
-	// Two have one name: nothing that boots is written over.
-	old := s.first(func(o *Deployment) bool { return !o.Staged && o.Type == TypeUKI && o.sameState(d) })
-	if old == nil {
-		return nil
-	}
-	if err := s.CheckKernel(images.ctx, old); err != nil {
-		return fmt.Errorf("%w: %w", ErrOtherUKI, err)
 	}
 	return nil
 }
