@@ -9,8 +9,11 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"runtime"
 	"strings"
+	"sync"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -84,15 +87,17 @@ func (r *Repo) collect(ctx context.Context, o GCOptions) (*GCResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = r.eachObject(func(dir *os.File, name string, d Digest) error {
+	var mu sync.Mutex // of out
+	err = r.eachObject(ctx, func(dir *os.File, name string, d Digest) error {
 		if live[d] {
-			return ctx.Err()
+			return nil
 		}
 		var st unix.Stat_t
-		if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil {
-			out.Bytes += st.Size
-		}
+		_ = unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		mu.Lock()
+		out.Bytes += st.Size
 		out.Objects++
+		mu.Unlock()
 		if o.DryRun {
 			return nil
 		}
@@ -364,26 +369,36 @@ func (r *Repo) eachLinkIn(dir string, deep bool, fn func(name string) error) err
 	return nil
 }
 
-// eachObject calls fn for each file in the directories of objects whose name is
-// that of an object.
-func (r *Repo) eachObject(fn func(dir *os.File, name string, d Digest) error) error {
-	raw := make([]byte, r.meta.alg.Size())
+// eachObject calls fn, from several goroutines at once, for each file in the
+// directories of objects whose name is that of an object.
+func (r *Repo) eachObject(ctx context.Context, fn func(dir *os.File, name string, d Digest) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
 	for first := range 256 {
-		dir, names, err := r.objectNames(byte(first))
-		if err != nil {
+		g.Go(func() error { return r.objectsIn(ctx, byte(first), fn) })
+	}
+	return g.Wait()
+}
+
+func (r *Repo) objectsIn(ctx context.Context, first byte, fn func(dir *os.File, name string, d Digest) error) error {
+	dir, names, err := r.objectNames(first)
+	if err != nil {
+		return err
+	}
+	raw := make([]byte, r.meta.alg.Size())
+	raw[0] = first
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		raw[0] = byte(first)
-		for _, name := range names {
-			if len(name) != hex.EncodedLen(len(raw)-1) {
-				continue
-			}
-			if _, err := hex.Decode(raw[1:], []byte(name)); err != nil {
-				continue
-			}
-			if err := fn(dir, name, Digest(raw)); err != nil {
-				return err
-			}
+		if len(name) != hex.EncodedLen(len(raw)-1) {
+			continue
+		}
+		if _, err := hex.Decode(raw[1:], []byte(name)); err != nil {
+			continue
+		}
+		if err := fn(dir, name, Digest(raw)); err != nil {
+			return err
 		}
 	}
 	return nil
