@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -49,7 +50,7 @@ func (i *Initramfs) Check() error {
 func (k *kernelFixer) initramfs(ctx context.Context, before []string, version string) error {
 	// dracut links equal files of one second to each other: when a clock ticks
 	// meanwhile, the same request would come to another initramfs.
-	argv := []string{"dracut", "--force", "--no-hostonly", "--reproducible", "--nohardlink", "--tmpdir", "/tmp", "--kver", version}
+	argv := []string{"dracut", "--force", "--no-hostonly", "--reproducible", "--nohardlink", "--tmpdir", boxTools, "--kver", version}
 	for _, old := range before {
 		modules, err := k.modulesOf(ctx, old)
 		if err != nil {
@@ -67,13 +68,46 @@ func (k *kernelFixer) initramfs(ctx context.Context, before []string, version st
 	if err := k.merged.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := k.tool(ctx, "dracut", append(argv, "/"+name)...); err != nil {
+	// On the disk: unpacked, an initramfs can be more than a small machine's memory.
+	scratch := k.s.path("dracut")
+	if err := errors.Join(os.RemoveAll(scratch), os.Mkdir(scratch, 0o700)); err != nil {
+		return err
+	}
+	b := *k.box
+	b.binds = append(slices.Clone(b.binds), bind{from: scratch, to: boxTools, writable: true})
+	if err := k.withoutTimes(&b); err != nil {
+		return err
+	}
+	if err := k.tool(ctx, &b, append(argv, "/"+name)...); err != nil {
 		return err
 	}
 	if !notEmpty(k.merged, name) {
 		return fault.New(fault.Conflict, "leave out what names another file or ends dracut", "dracut made no /%s with these arguments: %q", name, argv[1:])
 	}
 	return nil
+}
+
+// withoutTimes has dracut in a box give every file the time that all files of an
+// ostree repository have: the same image on the other backend is to come to the
+// same initramfs. What is newer than dracut's functions gets the time of those, or
+// from SOURCE_DATE_EPOCH where dracut knows of that.
+func (k *kernelFixer) withoutTimes(b *box) error {
+	const functions = "usr/lib/dracut/dracut-functions.sh"
+	session, err := os.OpenRoot(k.s.dir)
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	err = copyBetween(k.merged, functions, session, path.Base(functions))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = session.Chtimes(path.Base(functions), time.Time{}, time.Unix(0, 0))
+	}
+	b.binds = append(b.binds, bind{from: k.s.path(path.Base(functions)), to: "/" + functions})
+	b.env = append(b.env, "SOURCE_DATE_EPOCH=0")
+	return err
 }
 
 // modulesOf lists the dracut modules of a kernel's initramfs in the base which

@@ -2,6 +2,8 @@ package layering_test
 
 import (
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -30,6 +32,19 @@ func TestInitramfs(t *testing.T) {
 		if fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), say) {
 			t.Errorf("%s, with which dracut makes nothing: %v", arg, err)
 		}
+	}
+	program := filepath.Join(w.base.Root, "usr/bin/dracut")
+	if err := os.Rename(program, program+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.Rename(program+"-away", program); err != nil {
+			t.Error(err)
+		}
+	}()
+	_, err = w.add(t, layering.Request{Initramfs: &layering.Initramfs{}})
+	if fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "no dracut") || !strings.Contains(fault.HintOf(err), "add dracut") {
+		t.Errorf("an image without dracut: %v (hint %q)", err, fault.HintOf(err))
 	}
 	if asked := w.repo.requests(); len(asked) > 0 {
 		t.Errorf("without a package, the repository was asked for %q", asked)

@@ -74,7 +74,7 @@ func (k *kernelFixer) run(ctx context.Context) (bool, error) {
 			}
 		}
 	}
-	if err := k.tool(ctx, "depmod", "depmod", "-a", version); err != nil {
+	if err := k.tool(ctx, k.box, "depmod", "-a", version); err != nil {
 		return false, err
 	}
 	if _, ok := k.cs[path.Join(modulesDir, version, "vmlinuz")]; ok || !slices.Contains(before, version) || k.want != nil {
@@ -157,16 +157,17 @@ func (k *kernelFixer) tooMany(ctx context.Context, before, kernels []string) err
 }
 
 // tool runs a program of the image that a kernel needs.
-func (k *kernelFixer) tool(ctx context.Context, pkg string, argv ...string) error {
-	out, err := k.box.run(ctx, command{argv: argv, together: true})
-	if err != nil {
-		return err
+func (k *kernelFixer) tool(ctx context.Context, b *box, argv ...string) error {
+	there := func(dir string) bool {
+		_, err := k.merged.Lstat(path.Join(dir, argv[0]))
+		return err == nil
 	}
-	switch {
-	case out.code == 0:
-		return nil
-	case strings.Contains(out.tail, "execvp "+argv[0]):
-		return fault.New(fault.Conflict, "add "+pkg+" to the image, or make the change in the image itself", "the kernel or its initramfs is to change, and the image has no %s", argv[0])
+	if !slices.ContainsFunc([]string{"usr/bin", "usr/sbin", "bin", "sbin"}, there) {
+		return fault.New(fault.Conflict, "add "+argv[0]+" to the image, or make the change in the image itself", "the kernel or its initramfs is to change, and the image has no %s", argv[0])
+	}
+	out, err := b.run(ctx, command{argv: argv, together: true})
+	if err != nil || out.code == 0 {
+		return err
 	}
 	return fault.New(fault.Conflict, "make the change in the image itself, or leave the arguments out that it does not take", "%s ended with status %d:\n%s", argv[0], out.code, lastLines(out.tail, 20))
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -31,6 +32,7 @@ type box struct {
 	writable bool // the root; else read-only
 	net      bool
 	binds    []bind
+	env      []string // NAME=VALUE
 }
 
 // bind makes a directory or file of the machine visible in a box.
@@ -220,7 +222,7 @@ func (b *box) args(c command) []string {
 		"KERNEL_INSTALL_BYPASS=1", "INITRD=No", "DRACUT_NO_MKNOD=1",
 		// What compiles Python in a scriptlet does it the same way each time.
 		"PYTHONHASHSEED=0",
-	}, c.env...)
+	}, append(slices.Clone(b.env), c.env...)...)
 	a = append(a, "--clearenv")
 	for _, e := range env {
 		name, value, _ := strings.Cut(e, "=")
