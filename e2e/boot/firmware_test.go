@@ -149,7 +149,7 @@ func checkESP(t *testing.T, disk *lab.Disk, lines int, powerCut bool) {
 		t.Errorf("the menu has %d lines, want %d: %+v", len(entries), lines, entries)
 	}
 	for _, e := range entries {
-		for _, name := range []string{e.Linux, e.Initrd} {
+		for _, name := range []string{e.Linux, e.Initrd, e.EFI} {
 			if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 				t.Errorf("entry %s: %v", e.File, err)
 			}
