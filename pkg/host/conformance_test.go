@@ -194,7 +194,7 @@ func wantIntact(t *testing.T, s *stage) { s.agree() }
 // wantShared: what shares a directory on the composefs backend is said to.
 func wantShared(t *testing.T, s *stage) {
 	warnings := s.last.(*v1.Host).Status.Kedge.Warnings
-	if shared := slices.ContainsFunc(warnings, sharedForm.MatchString); shared != (s.backend == "composefs") {
+	if shared := slices.ContainsFunc(warnings, composefsForm.MatchString); shared != (s.backend == "composefs") {
 		t.Errorf("warnings = %q", warnings)
 	}
 }
@@ -403,12 +403,12 @@ var native = []string{
 	"milliseconds",
 }
 
-// sharedForm is what the composefs backend warns of.
-var sharedForm = regexp.MustCompile(`^deployments \d+ and \d+ have the same root`)
+// composefsForm is what the composefs backend alone warns of: the lab's small images
+// have an old kernel.
+var composefsForm = regexp.MustCompile(`^deployments \d+ and \d+ have the same root|^the image lacks Linux `)
 
-// oldKernelForm is what only the composefs backend says of the small images'
-// kernels.
-var oldKernelForm = regexp.MustCompile(`^(the image lacks )?Linux [0-9.]+ or newer`)
+// oldKernelForm is how a plan says the latter.
+var oldKernelForm = regexp.MustCompile(`^Linux [0-9.]+ or newer$`)
 
 var hexForm = regexp.MustCompile(`(default/)?\b[0-9a-f]{128}(\.[0-9]+)?\b|default/[0-9a-f]{64}\.[0-9]+`)
 
@@ -444,10 +444,13 @@ func (n *normaliser) value(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
 		if list, ok := v["warnings"].([]any); ok {
-			list = slices.DeleteFunc(list, func(w any) bool { return sharedForm.MatchString(w.(string)) || oldKernelForm.MatchString(w.(string)) })
+			list = slices.DeleteFunc(list, func(w any) bool { return composefsForm.MatchString(w.(string)) })
 			if v["warnings"] = list; len(list) == 0 {
 				delete(v, "warnings")
 			}
+		}
+		if list, ok := v["missing"].([]any); ok {
+			v["missing"] = slices.DeleteFunc(list, func(m any) bool { return oldKernelForm.MatchString(m.(map[string]any)["what"].(string)) })
 		}
 		for key, field := range v {
 			if slices.Contains(native, key) {
@@ -460,15 +463,9 @@ func (n *normaliser) value(v any) any {
 			v["what"], v["consequence"] = "<what the backend needs>", ""
 		}
 	case []any:
-		v = slices.DeleteFunc(v, func(e any) bool {
-			m, _ := e.(map[string]any)
-			what, _ := m["what"].(string)
-			return oldKernelForm.MatchString(what)
-		})
 		for i := range v {
 			v[i] = n.value(v[i])
 		}
-		return v
 	case string:
 		v = strings.NewReplacer(n.dir, "<sysroot>", n.registry, "<registry>", n.machine, "<machine>").Replace(v)
 		return hexForm.ReplaceAllStringFunc(v, func(id string) string {
