@@ -243,6 +243,7 @@ func packagesLife(t *testing.T, engine string) []step {
 		{name: "upgrade without the repository", do: doUpgrade(UpgradeOptions{}), kind: fault.Unavailable},
 		act("the repository is up", func(*stage) { l.down.Store(false) }),
 		{name: "upgrade keeps a local file", do: doUpgrade(UpgradeOptions{}), check: wantFiles(0, "usr/bin/lab-bonus", "usr/lib/modules/6.1.0-5-test/vmlinuz")},
+		act("bootc's garbage collection", bootcCollects),
 		{name: "rollback with packages", do: doRollback},
 		{name: "upgrade to what was rolled back", do: doUpgrade(UpgradeOptions{}), kind: fault.Held},
 		{name: "rollback undone", do: doRollback},
