@@ -19,6 +19,7 @@ if command -v cargo >/dev/null; then
 fi
 if [ "${1:-}" = all ]; then
   recipes+=("composefs-image.sh" "composefs-backend-image.sh" "packages.sh" "grub.sh")
+  [ -z "${KEDGE_NIGHTLY:-}" ] || recipes+=("packages-image.sh")
 fi
 for r in "${recipes[@]}"; do
   began=$SECONDS

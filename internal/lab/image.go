@@ -50,6 +50,15 @@ func ComposefsBackendImage(t testing.TB) string {
 	return made(t, "composefs-backend-image.sh")
 }
 
+// PackageImages returns a directory with two small images, one of each package
+// manager, in rpm/oci and deb/oci, with TagGzip in zstd and TagAgent, for both
+// backends, and a repository for each in rpm/repository and deb/repository (root,
+// three minutes).
+func PackageImages(t testing.TB) string {
+	t.Helper()
+	return made(t, "packages-image.sh")
+}
+
 // BootFiles returns the kernel and the initramfs of what a recipe of this
 // package made, outside of any image.
 func BootFiles(layout string) (kernel, initramfs string, err error) {

@@ -6,7 +6,7 @@ begin() {
   name=$1 version=$2 d=$work/stage/$1-$2
   depends='' provides='' conflicts='' replaces='' recommends='' rpm_provides=''
   scripts=$work/scripts/$name-$version
-  attrs=() configs=() trigger_dir=''
+  attrs=() configs=() ghosts=() trigger_dir=''
   mkdir -p "$d" "$scripts"
 }
 
@@ -15,6 +15,7 @@ script() { cat >"$scripts/$1"; }
 lua() { cat >"$scripts/$1.lua"; }
 trigger() { trigger_dir=$1; cat >"$scripts/trigger"; }
 config() { configs+=("$1"); }
+ghost() { ghosts+=("$1"); }
 attr() { attrs+=("$1 $2 $3"); }
 
 end() {
@@ -79,6 +80,7 @@ write_spec() {
     echo "A package of kedge's lab."
     echo "%install"
     echo "cp -a /work/stage/$name-$version/. %{buildroot}/"
+    [ ${#ghosts[@]} -eq 0 ] || printf 'install -D /dev/null %%{buildroot}%s\n' "${ghosts[@]}"
     for phase in pretrans pre post; do
       if [ -e "$scripts/$phase.lua" ]; then
         echo "%$phase -p <lua>"
@@ -94,6 +96,7 @@ write_spec() {
     fi
     echo "%files"
     echo "%defattr(-,root,root)"
+    [ ${#ghosts[@]} -eq 0 ] || printf '%%ghost %s\n' "${ghosts[@]}"
     (cd "$d" && find . \( -type f -o -type l -o -type d -empty \) -printf '%P %y\n') | sort | while read -r path type; do
       path=/$path
       case " ${configs[*]} " in *" $path "*) printf '%%config(noreplace) ' ;; esac
@@ -141,10 +144,15 @@ build_rpms() {
 }
 
 build_repositories() {
-  local f
   inside "$1" createrepo_c --quiet --revision 1 --set-timestamp-to-revision /work/rpm
+  deb_repository "$work/deb"
+}
+
+# deb_repository DIR: makes the packages in a directory an apt repository.
+deb_repository() {
+  local f
   (
-    cd "$work/deb"
+    cd "$1"
     for f in *.deb; do
       dpkg-deb -f "$f"
       echo "Filename: $f"

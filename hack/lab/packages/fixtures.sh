@@ -9,6 +9,7 @@
 #                            has `script` of the same phase
 #   trigger DIR <<END        a shell scriptlet for when any package brings files in DIR
 #   config PATH              a file of the administrator
+#   ghost PATH               a file that the RPM owns and does not bring
 #   attr PATH MODE CAPS      mode and file capabilities of the RPM ("-": none)
 #   end [base]               done; base: installed in both roots, not in the repository
 # shellcheck shell=bash
@@ -143,6 +144,30 @@ ln -sf /usr/lib/systemd/system/lab-daemon.service /etc/systemd/system/multi-user
 echo started >/var/log/labd/log
 echo cached >/var/cache/labd/cached
 echo 0123456789abcdef0123456789abcdef >/etc/machine-id
+END
+  end
+  # What stories about booted machines install.
+  simple lab-service 1.0; field depends lab-anchor
+  file /usr/lib/systemd/system/lab-service.service '[Service]
+User=labsvc
+ExecStart=/bin/sh -c "cat /etc/lab-service.conf /opt/lab-service/text >/var/lib/lab-service/seen; exec sleep infinity"
+[Install]
+WantedBy=multi-user.target'
+  file /usr/lib/systemd/system/lab-spare.service '[Service]
+ExecStart=/bin/sleep infinity
+[Install]
+WantedBy=multi-user.target'
+  file /usr/lib/systemd/system-preset/50-lab-service.preset 'enable lab-service.service
+disable lab-spare.service'
+  file /usr/lib/sysusers.d/lab-service.conf 'u labsvc - "Lab service"'
+  file /etc/lab-service.conf "default = yes"; config /etc/lab-service.conf
+  file /opt/lab-service/text "in /opt"
+  mkdir -p "$d/var/lib/lab-service"
+  ghost /usr/share/lab-service.cache
+  script post <<'END'
+systemd-sysusers lab-service.conf
+chown labsvc /var/lib/lab-service
+systemctl --no-reload preset lab-service.service lab-spare.service
 END
   end
   begin lab-shape 1.0
