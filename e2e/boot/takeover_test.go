@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -83,8 +84,11 @@ ostree admin deploy --sysroot="$2" --os=os os/main ` + "--karg=" + strings.Join(
 		return err
 	}
 	for _, d := range deployments {
-		conf := filepath.Join(d, "etc/containers/registries.conf.d/lab.conf")
-		if err := os.WriteFile(conf, []byte(w.Registry.GuestConfig()), 0o644); err != nil {
+		conf := filepath.Join(d, "etc/containers")
+		err := errors.Join(os.MkdirAll(filepath.Join(conf, "registries.conf.d"), 0o755),
+			os.WriteFile(filepath.Join(conf, "policy.json"), []byte(lab.AcceptUnsigned), 0o644),
+			os.WriteFile(filepath.Join(conf, "registries.conf.d/lab.conf"), []byte(w.Registry.GuestConfig()), 0o644))
+		if err != nil {
 			return err
 		}
 	}

@@ -42,7 +42,7 @@ func theWorld(t *testing.T) *world {
 	}
 	lab.NeedRoot(t)
 	lab.Need(t, "qemu-system-x86_64", "podman", "ostree", "mkfs.ext4", "mmdebstrap", "go")
-	layout := lab.BaseImage(t)
+	layout := lab.MachineImage(t)
 	// Not the first test's context: the others use the world, too.
 	once.Do(func() { shared, sharedErr = lab.NewWorld(context.Background(), layout, "") })
 	if sharedErr != nil {

@@ -39,7 +39,7 @@ func TestMachine(t *testing.T) {
 	}
 	lab.NeedRoot(t)
 	lab.Need(t, "qemu-system-x86_64", "podman", "ostree", "mkfs.ext4", "mmdebstrap", "umoci", "go")
-	layouts := map[offline.Backend]func(testing.TB) string{offline.OSTree: lab.BaseImage, offline.Composefs: lab.ComposefsBackendImage}
+	layouts := map[offline.Backend]func(testing.TB) string{offline.OSTree: lab.MachineImage, offline.Composefs: lab.ComposefsBackendImage}
 	for _, b := range offline.Backends {
 		t.Run(string(b), func(t *testing.T) {
 			w, err := lab.NewWorld(t.Context(), layouts[b](t), os.Getenv("KEDGE_BINARY"))

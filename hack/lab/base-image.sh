@@ -3,32 +3,44 @@
 # for, as an OCI layout in the cache. Prints the layout's directory; what it
 # does goes to stderr. Takes about four minutes once, nothing afterwards.
 #
+#   base-image.sh           of a realistic size, 650 MB
+#   base-image.sh machine   what boots in a virtual machine and no more: there a
+#                           test takes as long as the image is large
+#
 # Tags in the layout (the file system is the same in the first two):
 #   base      one gzip layer
-#   base20    twenty zstd layers
+#   base20    twenty zstd layers (not of a machine's)
 #   lab       base plus the lab's agent, which runs a test's scripts in the guest
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 suite=trixie
+name=base
+kernel=linux-image-amd64
+# The tools of a derived image's builder.
+more=(podman dnf rpm)
+if [ "${1:-}" = machine ]; then
+  name=machine
+  kernel=linux-image-cloud-amd64
+  more=()
+fi
 packages=(
   # boots: kernel, init, an initramfs that mounts an ostree deployment
-  linux-image-amd64 systemd systemd-sysv systemd-resolved udev dbus kmod dracut ostree ostree-boot
+  "$kernel" systemd systemd-sysv systemd-resolved udev dbus kmod dracut ostree ostree-boot
   # talks to a registry, grows and checks disks
   ca-certificates iproute2 iputils-ping curl e2fsprogs xfsprogs btrfs-progs fdisk zstd
   systemd-boot fsverity attr procps less
-  # an image of a realistic size, with the tools of a derived image's builder
-  podman dnf rpm
   # a policy to label from, and to boot under
   selinux-policy-default policycoreutils
+  "${more[@]}"
 )
 
 key=$(recipe_key "${BASH_SOURCE[0]}" "$lab_dir"/ocilayout/*.go)
-out=$kedge_cache/base-$key
+out=$kedge_cache/$name-$key
 layout=$out/oci
 agent_key=$(recipe_key "$lab_dir"/agent/*)
 mkdir -p "$kedge_cache"
-exec 9>"$kedge_cache/base.lock"
+exec 9>"$kedge_cache/$name.lock"
 flock 9
 if [ -e "$out/agent-$agent_key" ]; then
   echo "$layout"
@@ -40,8 +52,8 @@ if [ "$(id -u)" != 0 ]; then
 fi
 "$lab_dir/../deps.sh" >&2
 
-rm -rf "$kedge_cache"/base-tmp.*
-work=$(mktemp -d "$kedge_cache/base-tmp.XXXXXX")
+rm -rf "$kedge_cache"/$name-tmp.*
+work=$(mktemp -d "$kedge_cache/$name-tmp.XXXXXX")
 root=$work/root
 trap 'rm -rf --one-file-system "$work"' EXIT
 
@@ -115,21 +127,26 @@ EOF
   systemctl --root="$root" enable -q systemd-networkd systemd-resolved
   # Packages come with the image; nothing on the host looks for newer ones.
   systemctl --root="$root" disable -q apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
-    e2scrub_all.timer podman-auto-update.timer
+    e2scrub_all.timer
+  [ $name = machine ] || systemctl --root="$root" disable -q podman-auto-update.timer
   # What the image has made already; each new deployment would make it once more,
   # at every step of a test.
   systemctl --root="$root" mask -q ldconfig.service systemd-journal-catalog-update.service \
     systemd-hwdb-update.service
   ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
+  if [ $name = machine ]; then
+    rm -rf "$root"/usr/share/{man,locale,lintian}
+    find "$root/usr/share/doc" -type f ! -name copyright -delete
+  fi
   : >"$root/etc/machine-id"
   echo kedge-lab >"$root/etc/hostname"
   rm -f "$root"/etc/{fstab,mtab} "$root"/{vmlinuz,initrd.img}{,.old}
   # No password: the lab's guest is reachable through its console alone.
   sed -i 's/^root:[^:]*:/root::/' "$root/etc/shadow"
 
-  say "4/4 OCI layout, with one gzip layer and with twenty zstd layers"
+  say "4/4 OCI layout"
   pack "$work" --root "$root" --tag base --compression gzip
-  pack "$work" --root "$root" --tag base20 --compression zstd --layers 20
+  [ $name = machine ] || pack "$work" --root "$root" --tag base20 --compression zstd --layers 20
   rm -rf "$out"
   mkdir "$out"
   mv "$work/oci" "$layout"

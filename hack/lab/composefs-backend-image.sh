@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the base image once more for the composefs backend: without ostree, and
+# Makes the machine's base image once more for the composefs backend: without ostree, and
 # with kedge's dracut module in the initramfs. An OCI layout in the cache with the
 # tags
 #   base   the root in one layer
@@ -13,7 +13,7 @@ set -euo pipefail
 
 src=$(cd "$lab_dir/../.." && pwd)
 module=$src/Containerfiles/debian-composefs/root/usr/lib/dracut/modules.d/50kedge
-base=$("$lab_dir/base-image.sh")
+base=$("$lab_dir/base-image.sh" machine)
 key=$(cat "${BASH_SOURCE[0]}" "$module"/* <(basename "$(dirname "$base")") | sha256sum | cut -c1-12)
 out=$kedge_cache/base-composefs-backend-$key
 exec 9>"$kedge_cache/base-composefs-backend.lock"
@@ -33,7 +33,7 @@ go build -C "$src" -o "$work/ocilayout" ./hack/lab/ocilayout
 pack() { nice "$work/ocilayout" --layout "$1/oci" --label containers.bootc=1 --compression zstd "${@:2}"; }
 
 make_base() {
-  say "1/3 the base image, without ostree"
+  say "1/3 the machine's base image, without ostree"
   local root=$work/root kver
   umoci raw unpack --image "$base:base" "$root" >"$work/umoci.log" 2>&1 || { cat "$work/umoci.log" >&2; exit 1; }
   # A mount namespace of its own: nothing to unmount, nothing that could leak out.

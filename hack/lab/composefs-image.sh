@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the base image once more with what composefs on the ostree backend
+# Makes the machine's base image once more with what composefs on the ostree backend
 # needs: ostree of Debian sid (trixie's is built without composefs), in the
 # initramfs too, and a prepare-root.conf that enables it. An OCI layout in the
 # cache, tag "lab", with the lab's agent. Prints the layout's directory. Needs
@@ -7,7 +7,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-base=$("$lab_dir/base-image.sh")
+base=$("$lab_dir/base-image.sh" machine)
 key=$(cat "${BASH_SOURCE[0]}" "$lab_dir"/agent/* <(echo "$base") | sha256sum | cut -c1-12)
 out=$kedge_cache/base-composefs-$key
 exec 9>"$kedge_cache/base-composefs.lock"
@@ -21,7 +21,7 @@ work=$(mktemp -d "$kedge_cache/base-composefs-tmp.XXXXXX")
 root=$work/root
 trap 'rm -rf --one-file-system "$work"' EXIT
 
-say "1/3 the base image, with ostree of Debian sid"
+say "1/3 the machine's base image, with ostree of Debian sid"
 umoci raw unpack --image "$base:base" "$root" >/dev/null
 # A mount namespace of its own: nothing to unmount, nothing that could leak out.
 unshare --mount --propagation private bash -ec '

@@ -18,7 +18,7 @@ if command -v cargo >/dev/null; then
   recipes+=("chunked/large.sh" "chunked/build-cli.sh" "cfsctl.sh --path")
 fi
 if [ "${1:-}" = all ]; then
-  recipes+=("composefs-image.sh" "composefs-backend-image.sh" "packages.sh" "grub.sh")
+  recipes+=("base-image.sh machine" "composefs-image.sh" "composefs-backend-image.sh" "packages.sh" "grub.sh")
   [ -z "${KEDGE_NIGHTLY:-}" ] || recipes+=("packages-image.sh")
 fi
 for r in "${recipes[@]}"; do

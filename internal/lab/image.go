@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// Tags of the base image's OCI layout (hack/lab/base-image.sh). All hold the
-// same file system; TagAgent has the lab's agent in a second layer.
+// Tags of a base image's OCI layout (hack/lab/base-image.sh). All hold the same
+// file system; TagAgent has the lab's agent in a second layer.
 const (
 	TagGzip    = "base"    // one gzip layer
 	TagZstd20  = "base20"  // twenty zstd layers
@@ -26,6 +26,14 @@ func BaseImage(t testing.TB) string {
 	return made(t, "base-image.sh")
 }
 
+// MachineImage returns the OCI layout of a Debian for virtual machines, a third of
+// the base image, making it when the cache does not hold it (root, two minutes).
+// It has TagGzip and TagAgent.
+func MachineImage(t testing.TB) string {
+	t.Helper()
+	return made(t, "base-image.sh", "machine")
+}
+
 // ChunkedImage returns the OCI layout of the base image as an ostree-chunked
 // image of 40 layers, made by the real ostree-ext (root, cargo, two minutes).
 func ChunkedImage(t testing.TB) string {
@@ -34,7 +42,7 @@ func ChunkedImage(t testing.TB) string {
 	return made(t, "chunked/large.sh")
 }
 
-// OSTreeComposefsImage returns the OCI layout of the base image with an ostree
+// OSTreeComposefsImage returns the OCI layout of MachineImage with an ostree
 // that has composefs, which its prepare-root.conf enables (root, three minutes).
 // It has TagAgent alone.
 func OSTreeComposefsImage(t testing.TB) string {
@@ -42,7 +50,7 @@ func OSTreeComposefsImage(t testing.TB) string {
 	return made(t, "composefs-image.sh")
 }
 
-// ComposefsBackendImage returns the OCI layout of the base image for the
+// ComposefsBackendImage returns the OCI layout of MachineImage for the
 // composefs backend: no ostree, and kedge-initramfs in the initramfs (root, two
 // minutes). It has TagGzip and TagAgent, in zstd.
 func ComposefsBackendImage(t testing.TB) string {
@@ -69,12 +77,12 @@ func BootFiles(layout string) (kernel, initramfs string, err error) {
 	return filepath.Join(found[0], "vmlinuz"), filepath.Join(found[0], "initramfs.img"), nil
 }
 
-func made(t testing.TB, recipe string) string {
+func made(t testing.TB, recipe string, args ...string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		Skip(t, "making base images needs root")
 	}
-	layout, err := Make(t.Context(), recipe)
+	layout, err := Make(t.Context(), recipe, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,8 +90,8 @@ func made(t testing.TB, recipe string) string {
 }
 
 // Make runs a recipe of hack/lab, which prints where what it made is.
-func Make(ctx context.Context, recipe string) (string, error) {
-	return makeWith(recipe, func(path string) (string, error) { return Command(ctx, path) })
+func Make(ctx context.Context, recipe string, args ...string) (string, error) {
+	return makeWith(recipe, func(path string) (string, error) { return Command(ctx, path, args...) })
 }
 
 // MakeAloud is Make with the recipe's words on this process's stderr.

@@ -115,13 +115,17 @@ func (w *World) Build(ctx context.Context, ref, containerfile string, files map[
 	return w.Podman.Build(ctx, dir, w.Registry.Repo(ref))
 }
 
+// AcceptUnsigned is a policy.json for hosts of the lab, whose images nobody signs.
+const AcceptUnsigned = `{"default": [{"type": "insecureAcceptAnything"}]}`
+
 // BuildHostImage builds ref: the base with kedge and its units in it, the lab's
-// registry in its configuration, the text marker in /usr/share/marker, and a
+// registry and AcceptUnsigned in its configuration, the text marker in /usr/share/marker, and a
 // kernel argument lab.image=MARKER.
 func (w *World) BuildHostImage(ctx context.Context, ref, marker string) error {
 	containerfile := fmt.Sprintf(`FROM %s
 COPY kedge /usr/bin/kedge
 COPY lab.conf /etc/containers/registries.conf.d/lab.conf
+COPY policy.json /etc/containers/policy.json
 RUN chmod 755 /usr/bin/kedge && \
     kedge self units && \
     systemctl enable kedge-finalize-staged.service kedge-boot-complete.service kedge-health.service && \
@@ -130,7 +134,7 @@ RUN chmod 755 /usr/bin/kedge && \
     echo 'kargs = ["lab.image=%s"]' >/usr/lib/bootc/kargs.d/10-lab.toml
 LABEL org.opencontainers.image.version="%s"
 `, w.Registry.Repo("os:base"), marker, marker, marker)
-	return w.Build(ctx, ref, containerfile, map[string]string{"lab.conf": w.Registry.GuestConfig()})
+	return w.Build(ctx, ref, containerfile, map[string]string{"lab.conf": w.Registry.GuestConfig(), "policy.json": AcceptUnsigned})
 }
 
 // Run runs kedge on this machine and returns what it printed to stdout.
