@@ -93,9 +93,10 @@ func (b *bench) aims() string {
 	seconds := func(name string) func(row) (float64, bool) {
 		return func(r row) (float64, bool) { return r.Wall.Seconds(), whole(r, name) }
 	}
-	add("cold installation, of `podman pull`'s time", " ×", 0.6, func(r row) (float64, bool) {
+	// At 150,000 files a deployment on ostree is a link for each file, too.
+	add("cold installation of 650 MB and 3 GB, of `podman pull`'s time", " ×", 0.6, func(r row) (float64, bool) {
 		o := b.find(r.name, reference)
-		if o == nil || !whole(r, "cold") {
+		if o == nil || !whole(r, "cold") || strings.Contains(r.name, "150,000") {
 			return 0, false
 		}
 		return r.Wall.Seconds() / o.Wall.Seconds(), true
