@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -54,7 +56,8 @@ func memoryDisk(size int64) (remove func() error, err error) {
 	if os.Geteuid() != 0 || int64(st.Bavail)*st.Bsize < size {
 		return nothing, fmt.Errorf("%s has no room for %d bytes, or this is not root", shm, size)
 	}
-	dir, err := os.MkdirTemp("", "kedge-memory-")
+	removeDeadMemory()
+	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", memoryPrefix, os.Getpid()))
 	if err != nil {
 		return nothing, err
 	}
@@ -75,4 +78,22 @@ func memoryDisk(size int64) (remove func() error, err error) {
 		return errors.Join(err, os.Remove(dir))
 	}
 	return remove, errors.Join(os.Setenv("TMPDIR", dir), os.Setenv(inMemory, dir))
+}
+
+// memoryPrefix begins the name of a file system in memory; the process that it
+// belongs to follows.
+const memoryPrefix = "kedge-memory-"
+
+// removeDeadMemory gives back what killed processes left. What cannot be removed
+// is in nobody's way.
+func removeDeadMemory() {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), memoryPrefix+"*"))
+	for _, dir := range dirs {
+		owner, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), memoryPrefix), "-")
+		pid, err := strconv.Atoi(owner)
+		if err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			_ = unix.Unmount(dir, unix.MNT_DETACH)
+			_ = os.Remove(dir)
+		}
+	}
 }
