@@ -30,6 +30,7 @@ import (
 type bench struct {
 	kedge, layout        string
 	chunked, mkcomposefs string
+	lab                  string
 	cache                string
 	runs                 int
 	only, update         string
@@ -47,6 +48,7 @@ func main() {
 	flag.StringVar(&b.layout, "layout", "", "OCI layout `DIR` of the lab's base image (hack/lab/base-image.sh prints it)")
 	flag.StringVar(&b.chunked, "chunked", "", "OCI layout `DIR` of the ostree-chunked image (hack/lab/chunked/large.sh prints it); may be empty")
 	flag.StringVar(&b.mkcomposefs, "mkcomposefs", "", "the `PROGRAM` that runs mkcomposefs (hack/lab/mkcomposefs.sh); may be empty")
+	flag.StringVar(&b.lab, "packages", "", "`DIR` of roots with package managers (hack/lab/packages.sh prints it); may be empty")
 	flag.StringVar(&b.cache, "cache", "", "`DIR` with 15 GB of free space, not a tmpfs, for what is made and kept between runs")
 	flag.IntVar(&b.runs, "runs", 2, "take the best of `N` runs")
 	flag.StringVar(&b.only, "only", "", "only the rows whose name has `TEXT` in it")
@@ -101,7 +103,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	b.started = time.Now()
 	fmt.Print(b.heading())
-	for _, group := range []func(context.Context) error{b.cold, b.upgrades, b.many, b.large} {
+	for _, group := range []func(context.Context) error{b.cold, b.upgrades, b.many, b.large, b.packages} {
 		if err := group(ctx); err != nil {
 			return err
 		}
@@ -183,7 +185,11 @@ func (b *bench) compare(ctx context.Context, name string, runs int, programs []p
 			if i < runs-1 {
 				continue
 			}
-			b.record(row{name, p.name, best[k].usage, best[k].RSS})
+			rss := best[k].RSS
+			if ofKedge(p.name) {
+				rss = best[k].Own // without the package managers that it runs
+			}
+			b.record(row{name, p.name, best[k].usage, rss})
 			if best[k].Import.Wall > 0 {
 				b.record(row{name, p.name + importPart, best[k].Import, 0})
 			}

@@ -46,12 +46,13 @@ type measured struct {
 	// zero for programs that do not tell.
 	Import usage
 	RSS    int64 // bytes, the largest of the program and the children it waited for
+	Own    int64 // bytes, of the program alone; what it takes in its last moment may be missing
 }
 
 func (m *measured) better(o measured) {
 	m.usage.better(o.usage)
 	m.Import.better(o.Import)
-	m.RSS = max(m.RSS, o.RSS)
+	m.RSS, m.Own = max(m.RSS, o.RSS), max(m.Own, o.Own)
 }
 
 // measure runs a program once, after what was written before is on disk. A
@@ -97,8 +98,12 @@ func measureChild() error {
 	}
 	imported := make(chan usage, 1)
 	go func() { imported <- watchImport(r, cmd.Process.Pid, start) }()
+	ended, own := make(chan struct{}), make(chan int64, 1)
+	go func() { own <- watchMemory(cmd.Process.Pid, ended) }()
 	err = cmd.Wait()
 	m := measured{usage: usage{Wall: time.Since(start)}}
+	close(ended)
+	m.Own = <-own
 	if err := errors.Join(err, w.Close()); err != nil {
 		return err
 	}
@@ -124,6 +129,29 @@ func watchImport(progress *os.File, pid int, start time.Time) (u usage) {
 		}
 	}
 	return u
+}
+
+// watchMemory returns the peak of a process's memory.
+func watchMemory(pid int, ended <-chan struct{}) (peak int64) {
+	for {
+		select {
+		case <-ended:
+			return peak
+		case <-time.After(20 * time.Millisecond):
+			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+			if err != nil {
+				continue // it ends
+			}
+			for line := range strings.Lines(string(status)) {
+				if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+					var kb int64
+					if _, err := fmt.Sscan(v, &kb); err == nil {
+						peak = max(peak, kb<<10)
+					}
+				}
+			}
+		}
+	}
 }
 
 // cpuOf returns the processor time of a running process, to 10 ms; proc(5).

@@ -13,9 +13,10 @@ if command -v cargo >/dev/null; then
 else
   echo 'bench: cargo is not installed, so the ostree-chunked image is left out' >&2
 fi
+packages=$(hack/lab/packages.sh)
 hack/lab/mkcomposefs.sh --root >/dev/null # unpacked before it is measured
 # Not a tmpfs: layouts are in the cache directory.
 cache=$(cd "$layout/../.." && pwd)
 CGO_ENABLED=0 go build -tags "$tags" -o bin/bench ./hack/bench
 # In place of the shell, so that a signal reaches what cleans up.
-exec bin/bench -layout "$layout" -chunked "$chunked" -mkcomposefs hack/lab/mkcomposefs.sh -cache "$cache" -kedge bin/kedge "$@"
+exec bin/bench -layout "$layout" -chunked "$chunked" -packages "$packages" -mkcomposefs hack/lab/mkcomposefs.sh -cache "$cache" -kedge bin/kedge "$@"

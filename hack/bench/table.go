@@ -23,6 +23,8 @@ type row struct {
 	rss int64
 }
 
+func ofKedge(program string) bool { return strings.HasPrefix(program, "kedge") }
+
 // heading begins the table.
 func (b *bench) heading() string {
 	host := "unknown CPU"
@@ -88,7 +90,7 @@ func (b *bench) aims() string {
 		fmt.Fprintf(&out, "| %s | %.4g%s | %.3g%s | %s |\n", what, limit, unit, worst, unit, verdict)
 	}
 	whole := func(r row, name string) bool {
-		return strings.HasPrefix(r.name, name) && strings.HasPrefix(r.program, "kedge") && !strings.HasSuffix(r.program, importPart)
+		return strings.HasPrefix(r.name, name) && ofKedge(r.program) && !strings.HasSuffix(r.program, importPart)
 	}
 	seconds := func(name string) func(row) (float64, bool) {
 		return func(r row) (float64, bool) { return r.Wall.Seconds(), whole(r, name) }
@@ -114,6 +116,21 @@ func (b *bench) aims() string {
 	add("switch at 150,000 files, every layer present, composefs", " s", 1.5, func(r row) (float64, bool) {
 		return r.Wall.Seconds(), r.name == switchMany && r.program == "kedge switch, composefs"
 	})
+	add("pkg add of a small package, beyond the package manager's own time", " s", 1.5, func(r row) (float64, bool) {
+		for _, m := range managers {
+			if o := b.find(r.name, m.program); o != nil && whole(r, "packages") {
+				return r.Wall.Seconds() - o.Wall.Seconds(), true
+			}
+		}
+		return 0, false
+	})
+	add("upgrade with packages that were chosen before, beyond that without", " s", 1, func(r row) (float64, bool) {
+		o := b.find(r.name, r.program+withoutThem)
+		if o == nil {
+			return 0, false
+		}
+		return r.Wall.Seconds() - o.Wall.Seconds(), true
+	})
 	rss := func(name string) func(row) (float64, bool) {
 		return func(r row) (float64, bool) { return float64(r.rss >> 20), whole(r, name) }
 	}
@@ -121,6 +138,7 @@ func (b *bench) aims() string {
 		return float64(r.rss >> 20), whole(r, "cold") && !strings.Contains(r.name, "3 GB") && !strings.Contains(r.name, "150,000")
 	})
 	add("peak RSS at 3 GB", " MB", 200, rss("cold, 3 GB"))
+	add("peak RSS of kedge itself, packages", " MB", 200, rss("packages"))
 	return out.String()
 }
 
