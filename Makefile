@@ -14,6 +14,9 @@ CACHE      := $(or $(KEDGE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kedge)
 
 export CGO_ENABLED := 0
 export KEDGE_CACHE := $(CACHE)
+# Programs that tests run read names as UTF-8 and say what they say in English,
+# also where a machine has no locale or another.
+export LC_ALL := C.UTF-8
 
 # e2e boots machines, kills programs and fills disks; make check leaves it out.
 FAST_PACKAGES = $(shell $(GO) list -tags '$(TAGS)' ./... | grep -v /e2e/)
