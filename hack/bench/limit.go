@@ -128,12 +128,3 @@ func decompress(r *bufio.Reader) (io.Reader, error) {
 	}
 	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1))
 }
-
-func uncompressedDigest(r io.Reader) (v1.Hash, error) {
-	z, err := gzip.NewReader(r)
-	if err != nil {
-		return v1.Hash{}, err
-	}
-	h, _, err := v1.SHA256(z)
-	return h, err
-}

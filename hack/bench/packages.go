@@ -11,9 +11,8 @@ import (
 	"path/filepath"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/kedge-os/kedge/e2e/smallimage"
 )
 
 // The package that is added, which brings two others, and what the rows with it
@@ -140,18 +139,8 @@ func (b *bench) packageImage(ctx context.Context, m manager, url string) (v1.Ima
 	if err != nil {
 		return nil, err
 	}
-	img, err := mutate.AppendLayers(mutate.MediaType(mutate.ConfigMediaType(empty.Image, types.OCIConfigJSON), types.OCIManifestSchema1), root)
+	img, err := smallimage.Image("1", root)
 	if err != nil {
-		return nil, err
-	}
-	config, err := img.ConfigFile()
-	if err != nil {
-		return nil, err
-	}
-	config = config.DeepCopy()
-	config.Architecture, config.OS = "amd64", "linux"
-	config.Config.Labels = map[string]string{"containers.bootc": "1"}
-	if img, err = mutate.ConfigFile(img, config); err != nil {
 		return nil, err
 	}
 	return derive(img, func() ([]byte, error) { return layerWith(repositoryFiles(url)) })

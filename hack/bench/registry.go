@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -19,8 +18,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/static"
-	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/kedge-os/kedge/e2e/smallimage"
 )
 
 // registry is a registry on the loopback interface that serves from disk.
@@ -133,16 +132,9 @@ func derive(base v1.Image, layer func() ([]byte, error)) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	diffID, err := uncompressedDigest(bytes.NewReader(gzipped))
+	added, err := smallimage.NewLayer(gzipped, nil)
 	if err != nil {
 		return nil, err
 	}
-	return mutate.AppendLayers(base, layerOf{static.NewLayer(gzipped, types.OCILayer), diffID})
+	return mutate.AppendLayers(base, added)
 }
-
-type layerOf struct {
-	v1.Layer
-	diffID v1.Hash
-}
-
-func (l layerOf) DiffID() (v1.Hash, error) { return l.diffID, nil }
