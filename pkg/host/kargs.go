@@ -100,17 +100,14 @@ func (o KargsOptions) apply(args karg.Args) (karg.Args, error) {
 	return args.Append(o.Append...).AppendMissing(o.AppendMissing...), nil
 }
 
-// rootKargs lead to the root that a boot entry boots.
-var rootKargs = []string{"ostree", "composefs", "composefs.digest"}
-
 // checkKargs refuses what would not come back from a boot entry as it was
 // given, or would break the boot entry's link to its root.
 func checkKargs(list []string) error {
 	for _, a := range list {
 		switch {
-		case len(karg.Parse(a)) != 1 || karg.Parse(a)[0] != a:
-			return fault.New(fault.Usage, `put quotes around a value with spaces: --append 'key="a b"'`, "%q is not one kernel argument", a)
-		case slices.Contains(rootKargs, karg.Key(a)):
+		case !karg.Whole(a):
+			return fault.New(fault.Usage, `close every quote, and put quotes around a value with spaces: --append 'key="a b"'`, "%q is not one kernel argument", a)
+		case slices.Contains(karg.Root, karg.Key(a)):
 			return fault.New(fault.Usage, "kedge sets it for each deployment", "the kernel argument %s= cannot be edited", karg.Key(a))
 		}
 	}

@@ -55,6 +55,8 @@ func kargsLife() []step {
 		}},
 		{name: "delete of many values", do: doKargs(KargsOptions{DeletePresent: []string{"mine"}}), kind: fault.Conflict},
 		{name: "an open quote", do: doKargs(KargsOptions{AppendMissing: []string{`a="b c" d`}}), kind: fault.Usage},
+		{name: "a quote that is not closed", do: doKargs(KargsOptions{Append: []string{`a="b`}}), kind: fault.Usage},
+		{name: "a control character", do: doKargs(KargsOptions{Append: []string{"a=b\vc"}}), kind: fault.Usage},
 		{name: "a line break", do: doKargs(KargsOptions{Append: []string{"a=b\nc"}}), kind: fault.Usage},
 		{name: "nothing at all", do: doKargs(KargsOptions{Append: []string{""}}), kind: fault.Usage},
 		{name: "what leads to the root", do: doKargs(KargsOptions{DeletePresent: []string{"ostree"}}), kind: fault.Usage},

@@ -85,7 +85,8 @@ func loadFile(root fs.FS, name, arch string) (Args, error) {
 }
 
 // ParseFragment reads one kargs.d file. Keys it does not know are an error, as
-// they are to bootc: a misspelt match-architectures must not apply everywhere.
+// they are to bootc: a misspelt match-architectures must not apply everywhere. An
+// argument that leads to the root is passed over: no image knows where it will lie.
 func ParseFragment(text, arch string) (Args, error) {
 	var f fragment
 	meta, err := toml.Decode(text, &f)
@@ -103,7 +104,14 @@ func ParseFragment(text, arch string) (Args, error) {
 		if strings.ContainsAny(a, "\n\r\x00") {
 			return nil, fmt.Errorf("line break in %q", a)
 		}
-		args = append(args, Parse(a)...)
+		for _, arg := range Parse(a) {
+			switch {
+			case !Whole(arg):
+				return nil, fmt.Errorf("%q is not one kernel argument: a quote is not closed, or it has a control character", arg)
+			case !slices.Contains(Root, Key(arg)):
+				args = append(args, arg)
+			}
+		}
 	}
 	return args, nil
 }

@@ -6,6 +6,7 @@ package karg
 import (
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -40,6 +41,18 @@ func Parse(line string) Args {
 	}
 	return args
 }
+
+// Whole reports whether arg is one argument wherever it stands on a command line:
+// no white space outside quotes, no quote left open, which would swallow what
+// follows, and no control character.
+func Whole(arg string) bool {
+	p := Parse(arg)
+	return len(p) == 1 && p[0] == arg && strings.Count(arg, `"`)%2 == 0 && !strings.ContainsFunc(arg, unicode.IsControl)
+}
+
+// Root are the names of the arguments that lead to the root. Each boot entry has
+// its own.
+var Root = []string{"ostree", "composefs", "composefs.digest"}
 
 // String returns the command line.
 func (a Args) String() string { return strings.Join(a, " ") }

@@ -111,7 +111,7 @@ func TestLoadDir(t *testing.T) {
 		"usr/lib/bootc/kargs.d/10-a.toml":   "kargs = [\"a\"]\nmatch-architectures = [\"x86_64\"]\n",
 		"usr/lib/bootc/kargs.d/30-arm.toml": "kargs = [\"arm\"]\nmatch-architectures = [\"aarch64\"]\n",
 		"usr/lib/bootc/kargs.d/README":      "not read",
-		"usr/lib/kedge/kargs.d/00-k.toml":   `kargs = ["k"]`,
+		"usr/lib/kedge/kargs.d/00-k.toml":   `kargs = ["k", "ostree=/x", "composefs=1 composefs.digest=2"]`,
 	})
 	got, err := karg.LoadDir(root, "x86_64")
 	if want := []string{"a", `b="1 2"`, "c", "k"}; err != nil || !slices.Equal(got, want) {
@@ -120,7 +120,7 @@ func TestLoadDir(t *testing.T) {
 	if got, err := karg.LoadDir(fstest.MapFS{}, "x86_64"); got != nil || err != nil {
 		t.Errorf("of an image without any = %q, %v", got, err)
 	}
-	for _, bad := range []string{"kargs = 1", "kargs = [", "karg = [\"a\"]", "kargs=[\"a\\nb\"]", "match-architecture=[]"} {
+	for _, bad := range []string{"kargs = 1", "kargs = [", "karg = [\"a\"]", "kargs=[\"a\\nb\"]", `kargs=["a=\"b"]`, `kargs=["a\fb"]`, "match-architecture=[]"} {
 		_, err := karg.LoadDir(files(map[string]string{"usr/lib/bootc/kargs.d/x.toml": bad}), "x86_64")
 		if fault.KindOf(err) != fault.Corrupt {
 			t.Errorf("%q = %v, want a corrupt error", bad, err)
