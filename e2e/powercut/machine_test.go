@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,7 +84,13 @@ func newMachine(t *testing.T, w *lab.World, b offline.Backend) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &machine{Machine: &lab.Machine{Disk: disk, Dir: w.Dir}, t: t, backend: b, world: w}
+	// Kept after the run: a console is what one looks at when a boot fails.
+	cache, err := lab.CacheDir()
+	dir := filepath.Join(cache, "consoles", strings.ReplaceAll(t.Name(), "/", "-"))
+	if err := errors.Join(err, os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	return &machine{Machine: &lab.Machine{Disk: disk, Dir: dir}, t: t, backend: b, world: w}
 }
 
 func (m *machine) start() {
@@ -100,6 +107,7 @@ func (m *machine) start() {
 		m.t.Fatal(err)
 	}
 	m.t.Logf("booted %s in %.0f s: %s", g.Entry.Title, time.Since(began).Seconds(), state)
+	m.t.Logf("of that kedge's units:\n%s", m.sh(unitsCost))
 }
 
 func (m *machine) sh(script string) string {
@@ -126,6 +134,9 @@ func (m *machine) die() {
 	}
 }
 
+// unitsCost tells what kedge's units have cost a boot.
+const unitsCost = "systemd-analyze; systemd-analyze blame | grep kedge; systemctl show -P CPUUsageNSec kedge-boot-complete kedge-health"
+
 const (
 	finalizer = "kedge-finalize-staged"
 	isStaged  = `kedge status --json | grep -q '"staged": *{' && echo staged || echo none`
@@ -150,8 +161,6 @@ func (m *machine) survive() {
 	m.want("the new image is staged", isStaged, "staged")
 	m.die()
 
-	before := m.Disk.Path + ".before"
-	copyDisk(m.t, m.Disk.Path, before)
 	m.WriteLog = m.Disk.Path + ".log"
 	m.start()
 	m.want("after reboot -ff the old root is booted", "cat /usr/share/marker", "one")
@@ -166,6 +175,7 @@ func (m *machine) survive() {
 	m.mark(story.End)
 	m.want("the last finalisation succeeded", isStaged, "none")
 	m.die()
+	finalized := m.openLog()
 
 	m.WriteLog = ""
 	m.start()
@@ -176,7 +186,20 @@ func (m *machine) survive() {
 	if err := m.guest.Shutdown("poweroff", patience); err != nil {
 		m.t.Fatal(err)
 	}
-	m.bootCuts(before, m.Disk.Path+".log")
+	m.bootCuts(finalized)
+}
+
+// openLog returns the log of the life that the machine had last.
+func (m *machine) openLog() *record {
+	m.t.Helper()
+	r := &record{backend: m.backend, before: m.WriteLog + ".before", after: m.Disk.Path}
+	var err error
+	if r.log, err = lab.OpenWriteLog(m.WriteLog); err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { r.log.Close() })
+	r.checkLog(m.t, m.world.Dir)
+	return r
 }
 
 // interrupt ends finalisations before their time: by the unit's time limit, and
@@ -191,7 +214,7 @@ systemctl daemon-reload; systemctl stop ` + finalizer + ` || true`)
 
 	for _, delay := range []string{"0.1", "0.4"} {
 		m.sh("systemctl start " + finalizer + "; systemctl stop --no-block " + finalizer + `
-while [ "$(systemctl show -P ControlPID ` + finalizer + `)" = 0 ]; do sleep 0.05; done
+until [[ $(systemctl show -p ControlPID -p ActiveState ` + finalizer + `) =~ ControlPID=[1-9]|inactive|failed ]]; do sleep 0.05; done
 sleep ` + delay + `
 systemctl kill --signal=KILL --kill-whom=all ` + finalizer + `
 while [ "$(systemctl is-active ` + finalizer + `)" = deactivating ]; do sleep 0.1; done`)
@@ -204,7 +227,7 @@ while [ "$(systemctl is-active ` + finalizer + `)" = deactivating ]; do sleep 0.
 // fillDisk lets a finalisation fail on a full file system, which /boot is on.
 func (m *machine) fillDisk() {
 	m.sh(`systemctl start ` + finalizer + `
-fallocate -l $(($(stat -f -c %a*%S /var) - 65536)) /var/fill || true
+fallocate -l $(($(stat -f -c %f*%S /var) - 65536)) /var/fill || true
 while dd if=/dev/zero of=/var/fill2 bs=4096 count=64 oflag=append conv=notrunc 2>/dev/null; do :; done
 true`)
 	m.sh("systemctl stop " + finalizer + " || true")
@@ -220,12 +243,8 @@ func (m *machine) mark(text string) {
 }
 
 // bootCuts boots disks that power cuts during the finalisation left.
-func (m *machine) bootCuts(before, logPath string) {
-	log, err := lab.OpenWriteLog(logPath)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	defer log.Close()
+func (m *machine) bootCuts(life *record) {
+	log := life.log
 	marks, err := log.Marks(realDisk)
 	if err != nil || len(marks) != 2 {
 		m.t.Fatalf("the log has the marks %v, want two (%v)", marks, err)
@@ -233,16 +252,12 @@ func (m *machine) bootCuts(before, logPath string) {
 	from, to := marks[0].Entry+1, marks[1].Entry
 	flushes := log.FlushCuts(from, to)
 	cuts := append(log.RandomCuts(from, to, 3, rand.New(rand.NewPCG(seed, 0))), flushes[len(flushes)/2], flushes[len(flushes)-1])
+	slices.SortStableFunc(cuts, func(a, b lab.Cut) int { return a.Flushed - b.Flushed })
+	work := newReplayer(m.t, life, m.Disk.Path+".work")
 	booted := map[string]int{}
 	for i, c := range cuts {
 		disk := fmt.Sprintf("%s.cut%d", m.Disk.Path, i)
-		base := disk + ".base"
-		copyDisk(m.t, before, base)
-		r, err := lab.NewReplayer(log, base)
-		if err != nil {
-			m.t.Fatal(err)
-		}
-		if err := errors.Join(r.Make(m.t.Context(), c, disk), r.Close(), os.Remove(base)); err != nil {
+		if err := work.Make(m.t.Context(), c, disk); err != nil {
 			m.t.Fatal(err)
 		}
 		cut := &machine{Machine: &lab.Machine{Disk: &lab.Disk{Path: disk}, Dir: filepath.Join(m.Dir, fmt.Sprint("cut", i))}, t: m.t, backend: m.backend, world: m.world}

@@ -180,7 +180,7 @@ func (r *record) checkLog(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	if _, err := lab.Command(t.Context(), "cmp", whole, r.after); err != nil {
-		t.Fatalf("the write log of %s does not lead to the disk that the machine left: %v", r.name(), err)
+		t.Errorf("the write log of %s does not lead to the disk that the machine left: %v", r.name(), err)
 	}
 }
 

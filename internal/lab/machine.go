@@ -38,8 +38,8 @@ type Machine struct {
 	// Firmware boots the disk as a machine does by itself (NewFirmwareDisk): OVMF
 	// and the boot loader on the disk, which gives the kernel its arguments too.
 	Firmware bool
-	// WriteLog takes what is written to the disk, anew at each start (OpenWriteLog);
-	// "": nothing is logged.
+	// WriteLog takes what is written to the disk, anew at each start (OpenWriteLog),
+	// and WriteLog.before the disk as it is then; "": nothing is logged.
 	WriteLog string
 
 	boots int
@@ -115,6 +115,10 @@ func (m *Machine) boot(ctx context.Context, dir string) (*Guest, error) {
 
 	if m.WriteLog != "" {
 		if err := os.WriteFile(m.WriteLog, nil, 0o600); err != nil {
+			return nil, err
+		}
+		// Reading the boot entry has replayed the journal.
+		if _, err := Command(ctx, "cp", "--sparse=always", m.Disk.Path, m.WriteLog+".before"); err != nil {
 			return nil, err
 		}
 	}
