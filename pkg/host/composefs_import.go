@@ -70,6 +70,9 @@ func (s *composefsStore) importImage(ctx context.Context, src *ocibridge.Source,
 		return nil, err
 	}
 	s.cfg.Progress.Step(v1.TaskImporting, "Importing the image")
+	if err := checkEtc(img.Tree, "etc"); err != nil {
+		return nil, err
+	}
 	var unified *importedUKI
 	if !packages {
 		if unified, err = s.readUKI(im, img.Tree); err != nil {

@@ -14,6 +14,20 @@ import (
 var errOnlyUnified = fault.New(fault.Conflict, "install it with --backend composefs",
 	"the image has a unified kernel image alone, which cannot boot from the ostree backend")
 
+// checkEtc refuses a tree without defaults of /etc, which lie at name: the root
+// would have no users, and the next change would have nothing to compare its /etc
+// with.
+func checkEtc(t *fstree.Tree, name string) error {
+	const hint = "rebuild the image so that /etc is a directory"
+	switch n := t.Lookup(name); {
+	case n == nil:
+		return fault.New(fault.Conflict, hint, "the image has no /etc")
+	case !n.IsDir():
+		return fault.New(fault.Conflict, hint, "the image's /etc is not a directory")
+	}
+	return nil
+}
+
 // checkKernel refuses a tree that package boot would refuse for its kernels,
 // while nothing of it is in the repository yet.
 func checkKernel(t *fstree.Tree) error {

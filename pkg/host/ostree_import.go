@@ -47,6 +47,9 @@ func (s *ostreeStore) Import(ctx context.Context, src *ocibridge.Source, ref oci
 	if err != nil {
 		return "", err
 	}
+	if err := checkEtc(c.Prepared.Tree, "usr/etc"); err != nil {
+		return "", err
+	}
 	if err := checkKernel(c.Prepared.Tree); err != nil {
 		return "", err
 	}

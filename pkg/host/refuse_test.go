@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -38,12 +39,10 @@ func testBadImages(t *testing.T, w *world) {
 		must(t, err)
 		return img
 	}
-	var noKernel []smallimage.Entry
-	for _, e := range smallimage.OS(2) {
-		if !strings.HasPrefix(e.Name, "usr/lib/modules/") {
-			noKernel = append(noKernel, e)
-		}
+	without := func(prefix string) []smallimage.Entry {
+		return slices.DeleteFunc(smallimage.OS(2), func(e smallimage.Entry) bool { return strings.HasPrefix(e.Name, prefix) })
 	}
+	noEtc := without("etc/")
 	for _, c := range []struct {
 		name string
 		img  ociv1.Image
@@ -52,7 +51,9 @@ func testBadImages(t *testing.T, w *world) {
 	}{
 		{"arch", relabel(func(c *ociv1.ConfigFile) { c.Architecture = "s390x" }), fault.Conflict, "s390x"},
 		{"label", relabel(func(c *ociv1.ConfigFile) { c.Config.Labels = nil }), fault.Conflict, "containers.bootc"},
-		{"nokernel", single(noKernel...), fault.Conflict, "kernel"},
+		{"nokernel", single(without("usr/lib/modules/")...), fault.Conflict, "kernel"},
+		{"noetc", single(noEtc...), fault.Conflict, "no /etc"},
+		{"etcfile", single(append(noEtc[:len(noEtc):len(noEtc)], smallimage.File("etc", 0, "x"))...), fault.Conflict, "not a directory"},
 		{"twokernels", image(t, 2, smallimage.Kernel("6.1.0-other")...), fault.Conflict, "kernel"},
 		{"dotdot", image(t, 2, smallimage.File("usr/../../escape", 0, "x")), fault.Corrupt, "escape"},
 		{"hardlink", image(t, 2, smallimage.Hardlink("usr/bin/x", "nowhere/at/all")), fault.Corrupt, "usr/bin/x"},
