@@ -15,7 +15,7 @@ packages=(
   # sandboxes, crash tests, measuring
   bubblewrap crun fuse-overlayfs strace time
   # what single tests call
-  db5.3-util gnupg grub-common groff-base openssl tar mount util-linux
+  db5.3-util gnupg grub-common groff-base openssl tar mount util-linux sbsigntool
   # building; a C compiler for the race detector alone
   ca-certificates git make gcc libc6-dev
   # systemctl, which enables units in images

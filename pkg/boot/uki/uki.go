@@ -1,7 +1,7 @@
 // Package uki reads unified kernel images: EFI programs with a kernel, its
 // initrd and its command line as sections (https://uapi-group.org/specifications/
-// specs/unified_kernel_image). It trusts nothing of what it reads and writes
-// nothing.
+// specs/unified_kernel_image), and makes them of one another, signed for Secure
+// Boot. It trusts nothing of what it reads.
 package uki
 
 import (

@@ -15,26 +15,39 @@ func UKI(cmdline, linux, initrd string) []byte {
 	return PE(".osrel", "ID=test\n", ".cmdline", cmdline, ".linux", linux, ".initrd", initrd)
 }
 
-// PE makes the least PE file with some sections: name, text, name, text.
+// PE makes the least PE32+ file with some sections: name, text, name, text.
 func PE(sections ...string) []byte {
+	const fileAlign, memoryAlign, optionalSize = 8, 4096, 112 + 8*16
 	le := binary.LittleEndian
-	file := make([]byte, 0x40)
+	align := func(n, to int) int { return (n + to - 1) / to * to }
+	n := len(sections) / 2
+	const coff, optional, table = 0x40, 0x40 + 24, 0x40 + 24 + optionalSize
+	file := make([]byte, align(table+n*40, fileAlign))
+	headers, address := len(file), memoryAlign
 	copy(file, "MZ")
-	le.PutUint32(file[0x3c:], 0x40)
-	file = append(file, "PE\x00\x00"...)
-	coff := make([]byte, 20)
-	le.PutUint16(coff, 0x8664) // AMD64
-	le.PutUint16(coff[2:], uint16(len(sections)/2))
-	file = append(file, coff...)
-	at := len(file) + len(sections)/2*40
-	var data []byte
-	for i := 0; i < len(sections); i += 2 {
-		header := make([]byte, 40)
-		copy(header, sections[i])
-		le.PutUint32(header[8:], uint32(len(sections[i+1])))
-		le.PutUint32(header[16:], uint32(len(sections[i+1])))
-		le.PutUint32(header[20:], uint32(at+len(data)))
-		file, data = append(file, header...), append(data, sections[i+1]...)
+	le.PutUint32(file[0x3c:], coff)
+	copy(file[coff:], "PE\x00\x00")
+	le.PutUint16(file[coff+4:], 0x8664) // AMD64
+	le.PutUint16(file[coff+6:], uint16(n))
+	le.PutUint16(file[coff+20:], optionalSize)
+	le.PutUint16(file[coff+22:], 0x22e) // a program for 64 bits
+	for i := range n {
+		name, text := sections[2*i], sections[2*i+1]
+		header := file[table+i*40:][:40]
+		copy(header, name)
+		le.PutUint32(header[8:], uint32(len(text)))
+		le.PutUint32(header[12:], uint32(address))
+		le.PutUint32(header[16:], uint32(len(text)))
+		le.PutUint32(header[20:], uint32(len(file)))
+		file, address = append(file, text...), align(address+len(text), memoryAlign)
 	}
-	return append(file, data...)
+	h := file[optional:]
+	le.PutUint16(h, 0x20b) // PE32+
+	le.PutUint32(h[32:], memoryAlign)
+	le.PutUint32(h[36:], fileAlign)
+	le.PutUint32(h[56:], uint32(address))
+	le.PutUint32(h[60:], uint32(headers))
+	le.PutUint16(h[68:], 10) // EFI application
+	le.PutUint32(h[108:], 16)
+	return file
 }
