@@ -81,14 +81,16 @@ func (e *env) withHost(ctx context.Context, write bool, op func(*host.Host) erro
 }
 
 // change opens the host, runs one operation with progress, prints its result
-// and, where asked to, reboots into it.
+// and, where asked to, reboots into it: also where it waited for a reboot before.
 func (e *env) change(ctx context.Context, reboot bool, op func(context.Context, *host.Host) (*v1.Result, error)) error {
 	var r *v1.Result
 	err := e.withHost(ctx, true, func(h *host.Host) (err error) {
 		if reboot && !h.Booted() {
 			return fault.New(fault.Usage, "leave --apply out", "--apply: %s is not booted", e.sysroot)
 		}
-		r, err = op(ctx, h)
+		if r, err = op(ctx, h); err == nil {
+			reboot = reboot && (r.Changed && !r.DownloadOnly || h.Waits(r.ID))
+		}
 		return err
 	})
 	if err != nil {
@@ -97,7 +99,7 @@ func (e *env) change(ctx context.Context, reboot bool, op func(context.Context, 
 	if err := e.printResult(r); err != nil {
 		return err
 	}
-	if reboot && r.Changed && !r.DownloadOnly {
+	if reboot {
 		if ctx.Err() != nil {
 			// The operation is done, and that is what counts.
 			return e.printf("Interrupted: the host is not rebooted.\n")

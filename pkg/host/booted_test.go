@@ -40,6 +40,7 @@ func testBootedStages(t *testing.T, w *world) {
 	if r = w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{}) }); r.Changed || !r.Staged {
 		t.Errorf("upgrade again = %+v, want no change", r)
 	}
+	waits(t, w, r.ID, true) // upgrade --apply reboots into it
 	// Kernel arguments are asked of the staged deployment, and stay asked when
 	// it is replaced.
 	w.do(func(h *Host) (*v1.Result, error) { return h.Kargs(ctx, KargsOptions{Append: []string{"quiet"}}) })
@@ -81,6 +82,11 @@ func testBootedStages(t *testing.T, w *world) {
 	if r = w.do(func(h *Host) (*v1.Result, error) { return h.Upgrade(ctx, UpgradeOptions{}) }); r.Changed {
 		t.Errorf("upgrade with a queued rollback = %+v, want no change", r)
 	}
+	waits(t, w, r.ID, false)
+	if r = w.do(func(h *Host) (*v1.Result, error) { return h.Deploy(ctx, "0") }); r.Changed {
+		t.Errorf("deploy of what is queued = %+v, want no change", r)
+	}
+	waits(t, w, r.ID, true)
 	if r = w.switchTo(ref); !r.Changed || r.Staged || w.status().Status.RollbackQueued {
 		t.Errorf("switch to what runs with a queued rollback = %+v, want it called off", r)
 	}
@@ -90,6 +96,16 @@ func testBootedStages(t *testing.T, w *world) {
 		t.Errorf("booted after the rollback: %+v, want %s", s.Status.Booted.Image, one)
 	}
 	w.agree()
+}
+
+// waits checks whether a reboot would start a deployment that does not run.
+func waits(t *testing.T, w *world, id string, want bool) {
+	t.Helper()
+	h := w.open()
+	defer h.Close()
+	if got := h.Waits(id); got != want {
+		t.Errorf("%s waits for the reboot: %v, want %v", id, got, want)
+	}
 }
 
 func TestDownloadOnly(t *testing.T) { onBoth(t, testDownloadOnly) }
@@ -106,6 +122,7 @@ func testDownloadOnly(t *testing.T, w *world) {
 	if !r.DownloadOnly || !r.Staged {
 		t.Errorf("upgrade --download-only = %+v", r)
 	}
+	waits(t, w, r.ID, false)
 	if s := w.status(); !s.Status.Staged.DownloadOnly || s.Status.Staged.Kedge.Next || !s.Status.Booted.Kedge.Next {
 		t.Errorf("status = %+v, want the staged deployment held and the booted one next", s.Status)
 	}

@@ -135,6 +135,16 @@ func (h *Host) Close() { h.store.Close() }
 // changes take effect at shutdown.
 func (h *Host) Booted() bool { return h.store.Booted() }
 
+// Waits reports whether the next boot takes a deployment that does not run yet.
+func (h *Host) Waits(id string) bool {
+	list, err := h.store.Deployments()
+	if err != nil {
+		return false
+	}
+	next := list.next()
+	return next != nil && next.id == id && !next.booted
+}
+
 // lock makes this process the only writer and checks that it may write.
 func (h *Host) lock(ctx context.Context) (unlock func(), err error) {
 	if err := h.store.Lock(ctx); err != nil {
