@@ -103,10 +103,11 @@ func (e *env) printf(format string, args ...any) error {
 }
 
 // write prints to standard output. A reader that went away is no error: what
-// was asked for was done.
+// was asked for was done. Nor does any other error mean what it would mean of the
+// sysroot: a full disk below the output is not one below the roots.
 func (e *env) write(b []byte) error {
 	if _, err := e.stdout.Write(b); err != nil && !errors.Is(err, syscall.EPIPE) {
-		return fmt.Errorf("print the result: %w", err)
+		return fault.New(fault.IO, "what was asked for was done: kedge status shows what is there", "print the result: %v", err)
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/kedge-os/kedge/e2e/smallimage"
 	"github.com/kedge-os/kedge/internal/jsonschema"
 	"github.com/kedge-os/kedge/internal/lab"
+	"github.com/kedge-os/kedge/pkg/fault"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -192,6 +193,7 @@ func TestExitCodes(t *testing.T) {
 		{"status --sysroot " + empty + "/absent", 3, ""},
 		{"install to-filesystem --image oci:/absent:x " + empty, 3, ""},
 		{"install to-filesystem --image localhost:1/os:1 --backend lvm " + empty, 2, ""},
+		{"self units --directory " + empty + "/absent", 3, ""},
 		{"completion tcsh", 2, ""},
 	} {
 		_, stderr, status := kedge(t, strings.Fields(c.args)...)
@@ -213,6 +215,19 @@ func TestExitCodes(t *testing.T) {
 	}
 	if err := jsonschema.Validate(schema, []byte(out)); err != nil {
 		t.Errorf("error JSON: %v", err)
+	}
+}
+
+// TestFullOutput: what cannot be printed was done all the same.
+func TestFullOutput(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	var stderr strings.Builder
+	if status := run(t.Context(), []string{"--version"}, full, &stderr); status != fault.IO.ExitCode() || strings.Contains(stderr.String(), "nothing was changed") {
+		t.Errorf("output to a full disk: status %d\n%s", status, stderr.String())
 	}
 }
 

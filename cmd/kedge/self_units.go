@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -48,6 +50,9 @@ func runSelfUnits(e *env, opts selfUnitsOptions) error {
 		}
 		path := filepath.Join(opts.Directory, name)
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fault.New(fault.NotFound, "make the directory first", "%w", err)
+			}
 			return fmt.Errorf("self units: %w", err)
 		}
 		if err := e.printf("Wrote %s\n", path); err != nil {
