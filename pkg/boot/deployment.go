@@ -142,8 +142,8 @@ func parseBootName(s string) (stateroot, bootcsum string, ok bool) {
 	return s[:i], s[i+1:], true
 }
 
-// checkStateroot refuses names that are not one path component.
-func checkStateroot(name string) error {
+// CheckStateroot refuses names that are not one path component.
+func CheckStateroot(name string) error {
 	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00\n ") {
 		return fault.New(fault.Usage, "use letters, digits, dots, dashes and underscores", "stateroot name %q", name)
 	}

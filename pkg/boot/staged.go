@@ -131,7 +131,7 @@ func decodeRef(v object.Dict) (*Deployment, error) {
 	stateroot, _ := v.Text("osname")
 	bootcsum, _ := v.Text("bootcsum")
 	checksum, serial, ok := parseDeployName(name)
-	if !ok || checkStateroot(stateroot) != nil || path.Base(bootcsum) != bootcsum {
+	if !ok || CheckStateroot(stateroot) != nil || path.Base(bootcsum) != bootcsum {
 		return nil, fault.New(fault.Corrupt, "remove the file: what was staged is lost, nothing else",
 			"/%s names no deployment: name=%q osname=%q bootcsum=%q", markerFile, name, stateroot, bootcsum)
 	}

@@ -20,7 +20,7 @@ import (
 // InitStateroot makes a stateroot: its directory and an empty var. One that is
 // there already is a Conflict.
 func (s *Sysroot) InitStateroot(name string) error {
-	if err := checkStateroot(name); err != nil {
+	if err := CheckStateroot(name); err != nil {
 		return err
 	}
 	if err := s.requireLock("make a stateroot"); err != nil {
@@ -56,7 +56,7 @@ func (s *Sysroot) Stateroots() ([]string, error) {
 }
 
 func (s *Sysroot) requireStateroot(name string) error {
-	if err := checkStateroot(name); err != nil {
+	if err := CheckStateroot(name); err != nil {
 		return err
 	}
 	if _, err := s.root.Stat(path.Join("ostree/deploy", name)); errors.Is(err, fs.ErrNotExist) {

@@ -1,7 +1,6 @@
 package host
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -52,10 +51,9 @@ func (h *Host) readHistory() ([]v1.HistoryEntry, error) {
 
 func parseHistory(data []byte) []v1.HistoryEntry {
 	entries := []v1.HistoryEntry{}
-	lines := bufio.NewScanner(bytes.NewReader(data))
-	for lines.Scan() {
+	for line := range bytes.Lines(data) {
 		var e v1.HistoryEntry
-		if json.Unmarshal(lines.Bytes(), &e) == nil && e.V == v1.HistoryVersion {
+		if json.Unmarshal(line, &e) == nil && e.V == v1.HistoryVersion {
 			entries = append(entries, e)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/boot"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/ocibridge"
@@ -42,6 +43,9 @@ const defaultStateroot = "default"
 
 func (o InstallOptions) check() error {
 	if err := checkBootloader(o.Bootloader); err != nil {
+		return err
+	}
+	if err := boot.CheckStateroot(o.Stateroot); err != nil {
 		return err
 	}
 	return checkKargs(o.Kargs)

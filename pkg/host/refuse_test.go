@@ -164,6 +164,9 @@ func TestInstallRefuses(t *testing.T) {
 	} {
 		_, err := Install(ctx, w.config(), c.o)
 		wantKind(t, err, c.kind, c.text)
+		if left, err := os.ReadDir(w.dir); err != nil || len(left) > 0 {
+			t.Errorf("what was refused (%s) left %v, %v", c.text, left, err)
+		}
 	}
 	must(t, os.Mkdir(w.dir+"/home", 0o755))
 	_, err = Install(ctx, w.config(), InstallOptions{Image: ref})
@@ -254,15 +257,17 @@ func TestTornHistory(t *testing.T) { onBoth(t, testTornHistory) }
 func testTornHistory(t *testing.T, w *world) {
 	ref, _ := w.push("stable", 1)
 	w.install(ref)
-	f, err := os.OpenFile(filepath.Join(w.dir, map[string]string{"ostree": stateDir, "composefs": composefsState}[w.backend], historyFile), os.O_APPEND|os.O_WRONLY, 0)
+	state := map[string]string{"ostree": stateDir, "composefs": composefsState}[w.backend]
+	f, err := os.OpenFile(filepath.Join(w.dir, state, historyFile), os.O_APPEND|os.O_WRONLY, 0)
 	must(t, err)
 	_, err = f.WriteString(`{"v":1,"time":"2026-`)
 	must(t, err)
 	must(t, f.Close())
+	must(t, appendHistory(w.open().root, state, v1.HistoryEntry{V: v1.HistoryVersion, Verb: "etc reset", Detail: strings.Repeat("x", 100<<10)}))
 	w.do(func(h *Host) (*v1.Result, error) { return h.Pin(context.Background(), 0, true) })
 	entries, err := w.open().History(context.Background())
 	must(t, err)
-	if len(entries) != 2 || entries[0].Verb != "pin" || entries[1].Verb != "install" {
-		t.Errorf("history with a torn line = %+v, want the whole lines", entries)
+	if len(entries) != 3 || entries[0].Verb != "pin" || entries[2].Verb != "install" {
+		t.Errorf("history with a torn line and a long one = %d lines, want the whole ones", len(entries))
 	}
 }
