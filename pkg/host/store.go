@@ -244,6 +244,9 @@ func physical(cfg Config, dir string) string {
 
 // findBackend returns the backend that a sysroot has; NotFound for none.
 func findBackend(cfg Config) (*backend, error) {
+	if err := cfg.checkInside(); err != nil {
+		return nil, err
+	}
 	var there []*backend
 	var denied error
 	for _, b := range backends {
