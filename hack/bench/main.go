@@ -103,7 +103,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	b.started = time.Now()
 	fmt.Print(b.heading())
-	for _, group := range []func(context.Context) error{b.cold, b.upgrades, b.many, b.large, b.packages} {
+	for _, group := range []func(context.Context) error{b.cold, b.upgrades, b.many, b.large, b.packages, b.booted} {
 		if err := group(ctx); err != nil {
 			return err
 		}

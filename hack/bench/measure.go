@@ -59,15 +59,21 @@ func (m *measured) better(o measured) {
 // small process runs it: Linux counts the memory of a process that forks as the
 // child's, and this one holds a registry.
 func (b *bench) measure(ctx context.Context, argv []string) (m measured, err error) {
+	return b.measureBy(ctx, append([]string{b.self, "--"}, argv...), b.work)
+}
+
+// measureBy is measure with a command line that runs this program, for which the
+// scratch directory is work.
+func (b *bench) measureBy(ctx context.Context, argv []string, work string) (m measured, err error) {
 	unix.Sync()
-	result := filepath.Join(b.work, "measured")
-	cmd := exec.CommandContext(ctx, b.self, append([]string{"--"}, argv...)...)
+	const name = "measured"
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	endsWith(cmd)
-	cmd.Env = append(os.Environ(), roleVariable+"=measure", resultVariable+"="+result, b.registry.env())
+	cmd.Env = append(os.Environ(), roleVariable+"=measure", resultVariable+"="+filepath.Join(work, name), b.registry.env())
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return m, fmt.Errorf("%s: %w\n%s", strings.Join(argv, " "), err, out)
 	}
-	data, err := os.ReadFile(result)
+	data, err := os.ReadFile(filepath.Join(b.work, name))
 	if err != nil {
 		return m, err
 	}

@@ -131,6 +131,22 @@ func (b *bench) aims() string {
 		}
 		return r.Wall.Seconds() - o.Wall.Seconds(), true
 	})
+	add("boot with kedge's units, beyond one without", " s", 0.3, func(r row) (float64, bool) {
+		o := b.find(r.name, withoutUnits+strings.TrimPrefix(r.program, withUnits))
+		if o == nil || !whole(r, bootedBoot) {
+			return 0, false
+		}
+		return r.Wall.Seconds() - o.Wall.Seconds(), true
+	})
+	add("staging, beyond the import", " s", 1.5, func(r row) (float64, bool) {
+		o := b.find(r.name, r.program+importPart)
+		if o == nil || !whole(r, bootedStage) {
+			return 0, false
+		}
+		return r.Wall.Seconds() - o.Wall.Seconds(), true
+	})
+	add("finalisation at shutdown", " s", 0.5, seconds(bootedFinal))
+	add("rollback", " s", 0.3, seconds(bootedReturn))
 	rss := func(name string) func(row) (float64, bool) {
 		return func(r row) (float64, bool) { return float64(r.rss >> 20), whole(r, name) }
 	}
