@@ -53,9 +53,11 @@ func TestPowerCut(t *testing.T) {
 			dir := scratch(t)
 			var table table
 			for _, r := range live(t, dir, kedge, fs) {
-				t.Run(r.name(), func(t *testing.T) { table.add(r, r.cut(t, dir, kedge)) })
+				t.Run(r.name(), func(t *testing.T) {
+					table.add(r, r.cut(t, dir, kedge))
+					t.Logf("so far:\n%s", &table)
+				})
 			}
-			t.Logf("\n%s", &table)
 			table.check(t, fs)
 		})
 	}
