@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/host"
@@ -32,14 +31,6 @@ func TestSystemdBootComposefs(t *testing.T) {
 	w, _ := sealedWorld(t)
 	w.buildHostImage(t, "os:efi-one", "one")
 	w.firmwareStory(t, "composefs", "ext4 -O verity")
-}
-
-// nightlyOnly leaves a long story to make nightly.
-func nightlyOnly(t *testing.T, long string) {
-	t.Helper()
-	if os.Getenv("KEDGE_NIGHTLY") == "" {
-		t.Skip(long + "; KEDGE_NIGHTLY=1")
-	}
 }
 
 func (w *world) firmwareStory(t *testing.T, backend, fs string) {
@@ -69,10 +60,31 @@ RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10
 	check("one")
 	g.want("the user's kernel argument is gone", "grep -c lab.more=1 /proc/cmdline || true", "0")
 	g.kedge("cleanup")
-	if err := g.Shutdown("poweroff", 3*time.Minute); err != nil {
+	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
 		t.Fatal(err)
 	}
 	checkESP(t, disk, 2, false)
+}
+
+// nightlyOnly leaves a long story to make nightly.
+func nightlyOnly(t *testing.T, long string) {
+	t.Helper()
+	if os.Getenv("KEDGE_NIGHTLY") == "" {
+		t.Skip(long + "; KEDGE_NIGHTLY=1")
+	}
+}
+
+// thereAndBack moves a booted host of the image one to ref, which is two, and back
+// by hand; check looks at each.
+func (g *guest) thereAndBack(m *lab.Machine, ref string, check func(g *guest, marker string)) *guest {
+	g.t.Helper()
+	g.kedge("switch " + ref)
+	g = g.reboot(m)
+	check(g, "two")
+	g.kedge("rollback")
+	g = g.reboot(m)
+	check(g, "one")
+	return g
 }
 
 // checkLoaded looks at a host that its own boot loader has started from the image
@@ -95,17 +107,24 @@ func (g *guest) checkLoaded(marker, backend string, says ...string) {
 	}
 }
 
-// firmwareDisk makes a partitioned disk, whose root is of the kind fs, and has fn
-// install a host on it.
-func (w *world) firmwareDisk(t *testing.T, fs string, fn func(host.Config) error) *lab.Disk {
+// newFirmwareDisk makes a partitioned disk, whose root is of the kind fs; with
+// extended it has an extended boot loader partition.
+func (w *world) newFirmwareDisk(t *testing.T, fs string, extended bool) *lab.Disk {
 	t.Helper()
 	lab.Need(t, "sfdisk", "mkfs.vfat", "fsck.fat", "mcopy")
 	path := filepath.Join(w.Dir, strings.ReplaceAll(t.Name(), "/", "-")+".img")
-	disk, err := lab.NewFirmwareDisk(t.Context(), path, fs, 6<<30)
+	disk, err := lab.NewFirmwareDisk(t.Context(), path, fs, 6<<30, extended)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.Remove(path) })
+	return disk
+}
+
+// firmwareDisk makes such a disk, and has fn install a host on it.
+func (w *world) firmwareDisk(t *testing.T, fs string, fn func(host.Config) error) *lab.Disk {
+	t.Helper()
+	disk := w.newFirmwareDisk(t, fs, false)
 	policy := filepath.Join(t.TempDir(), "policy.json")
 	if err := os.WriteFile(policy, []byte(`{"default": [{"type": "insecureAcceptAnything"}]}`), 0o600); err != nil {
 		t.Fatal(err)
@@ -125,11 +144,17 @@ func (w *world) firmwareDisk(t *testing.T, fs string, fn func(host.Config) error
 func (w *world) installFirmware(t *testing.T, cfg host.Config, bootloader, ref, backend string, kargs ...string) error {
 	_, err := host.Install(t.Context(), cfg, host.InstallOptions{
 		Image: w.Registry.Repo(ref), TargetImage: w.Registry.GuestRepo(ref), Backend: backend, Bootloader: bootloader,
-		Kargs: slices.Concat(strings.Fields(lab.EmulatorOptions+",apparmor"), rootArgs, kargs),
+		Kargs: firmwareKargs(kargs),
 		// Sealing is what the kernel of the guest could do; another test does it.
 		AllowMissingVerity: true,
 	})
 	return err
+}
+
+// firmwareKargs are the kernel arguments of a host that its firmware boots: the lab
+// cannot add its own to those of the entries.
+func firmwareKargs(more []string) []string {
+	return slices.Concat(strings.Fields(lab.EmulatorOptions+",apparmor"), rootArgs, more)
 }
 
 // checkESP looks at the partition of a machine that is down, whose power may have

@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/host"
@@ -42,19 +41,14 @@ RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10
 	m := w.machine(t, disk)
 	m.Firmware, m.BootTimeout = true, scriptTimeout
 	g := start(t, m)
-	check := func(marker string) {
+	check := func(g *guest, marker string) {
 		t.Helper()
 		g.checkLoaded(marker, backend, `"name": "grub"`, `"state": "unsupported"`, "does not ")
 		g.want("GRUB loaded the kernel", "grep -o '^BOOT_IMAGE=' /proc/cmdline", "BOOT_IMAGE=")
 	}
-	check("one")
-	g.kedge("switch " + w.Registry.GuestRepo("os:grub-two"))
-	g = g.reboot(m)
-	check("two")
-	g.kedge("rollback")
-	g = g.reboot(m)
-	check("one")
-	if err := g.Shutdown("poweroff", 3*time.Minute); err != nil {
+	check(g, "one")
+	g = g.thereAndBack(m, w.Registry.GuestRepo("os:grub-two"), check)
+	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
 		t.Fatal(err)
 	}
 	checkGRUB(t, disk)

@@ -33,27 +33,25 @@ RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10
 	m := w.machine(t, disk)
 	m.Firmware, m.BootTimeout = true, scriptTimeout
 	g := start(t, m)
-	check := func(marker string) {
+	check := func(g *guest, marker string) {
 		t.Helper()
 		g.checkLoaded(marker, "composefs", `"name": "systemd-boot"`, `"bootType": "Uki"`)
 		g.want("the stub of systemd started the kernel", "cat /sys/firmware/efi/efivars/StubInfo-* | tr -dc '[:alpha:]-' | grep -o systemd-stub", "systemd-stub")
 		g.want("the whole command line is the image's", "tr ' ' '\\n' </proc/cmdline | grep -c lab.image", "1")
 		g.want("kedge finds nothing wrong", "kedge fsck >/dev/null && echo sound", "sound")
 	}
-	check("one")
+	check(g, "one")
 	for _, verb := range []string{"kargs --append lab.mine=1", "kargs --delete lab.image=one", "pkg add hello"} {
 		if code := g.exitCode("kedge " + verb); code != 4 {
 			t.Errorf("kedge %s exits %d, want 4", verb, code)
 		}
 	}
-	g.kedge("switch " + w.Registry.GuestRepo("os:uki-two"))
-	g = g.reboot(m)
-	check("two")
-	g.want("an argument of the new one", "grep -o lab.more=1 /proc/cmdline", "lab.more=1")
-	g.kedge("rollback")
-	g = g.reboot(m)
-	check("one")
-	g.want("the argument is gone", "grep -c lab.more=1 /proc/cmdline || true", "0")
+	g = g.thereAndBack(m, w.Registry.GuestRepo("os:uki-two"), func(g *guest, marker string) {
+		t.Helper()
+		check(g, marker)
+		more := map[string]string{"one": "0", "two": "1"}
+		g.want("an argument of the second one alone", "grep -c lab.more=1 /proc/cmdline || true", more[marker])
+	})
 	g.kedge("cleanup --rollback")
 	if err := g.Shutdown("poweroff", 3*time.Minute); err != nil {
 		t.Fatal(err)

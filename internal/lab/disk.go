@@ -12,9 +12,13 @@ import (
 )
 
 // Disk is a raw disk image that holds one file system and no partition table:
-// what a kernel booted directly finds as root=LABEL=…
+// what a kernel booted directly finds as root=LABEL=… One that a firmware boots
+// from has partitions (NewFirmwareDisk).
 type Disk struct {
 	Path string
+	// RootStart is where the root file system begins, in bytes; 0: there are no
+	// partitions.
+	RootStart int64
 	// Boot is the image of a file system of its own for /boot, a second disk of
 	// the machine; "": /boot is a directory of the first.
 	Boot string
@@ -132,31 +136,44 @@ func Mounted(t testing.TB, fs string, size int64) string {
 // returns the entry with the copies' paths. As a boot loader does it, paths are
 // looked up in the file system that holds the entries: that is /boot's own where
 // it has one, else the root's, where a path starts with /boot or not
-// (libostree's bootprefix).
-func (d *Disk) bootFiles(ctx context.Context, dir string, line int) (BootEntry, error) {
+// (libostree's bootprefix). A disk with partitions has them on the EFI system
+// partition.
+func (d *Disk) bootFiles(ctx context.Context, dir string, line int) (e BootEntry, err error) {
+	if d.RootStart != 0 {
+		files, err := d.ESP(ctx, dir, true)
+		if err != nil {
+			return e, err
+		}
+		defer os.RemoveAll(files)
+		return copyBootFiles(dir, files, files, line)
+	}
 	image, boot := d.Path, "boot"
 	if d.Boot != "" {
 		image, boot = d.Boot, "."
 	}
-	var e BootEntry
-	err := withImage(ctx, image, func(top string) error {
-		boot := filepath.Join(top, boot)
-		entries, err := Entries(boot)
-		if err != nil {
-			return err
-		}
-		if line >= len(entries) {
-			return fmt.Errorf("the boot menu has %d entries, want the one of index %d", len(entries), line)
-		}
-		e = entries[line]
-		if e.Linux, err = copyBootFile(filepath.Join(dir, "vmlinuz"), e.Linux, boot, top); err != nil {
-			return err
-		}
-		if e.Initrd != "" {
-			e.Initrd, err = copyBootFile(filepath.Join(dir, "initrd"), e.Initrd, boot, top)
-		}
+	err = withImage(ctx, image, func(top string) error {
+		e, err = copyBootFiles(dir, filepath.Join(top, boot), top, line)
 		return err
 	})
+	return e, err
+}
+
+// copyBootFiles is bootFiles for entries in boot, which is in the file system top.
+func copyBootFiles(dir, boot, top string, line int) (e BootEntry, err error) {
+	entries, err := Entries(boot)
+	if err != nil {
+		return e, err
+	}
+	if line >= len(entries) {
+		return e, fmt.Errorf("the boot menu has %d entries, want the one of index %d", len(entries), line)
+	}
+	e = entries[line]
+	if e.Linux, err = copyBootFile(filepath.Join(dir, "vmlinuz"), e.Linux, boot, top); err != nil {
+		return e, err
+	}
+	if e.Initrd != "" {
+		e.Initrd, err = copyBootFile(filepath.Join(dir, "initrd"), e.Initrd, boot, top)
+	}
 	return e, err
 }
 

@@ -17,17 +17,19 @@ const (
 	firmwareVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 )
 
-// The EFI system partition of a disk that a firmware boots from: /dev/vda1. The
-// root file system, /dev/vda2, is what follows it.
+// The EFI system partition of a disk that a firmware boots from: /dev/vda1. An
+// extended boot loader partition of the same size may follow it; the root file
+// system is what comes last.
 const (
 	espStart = 1 << 20
 	espSize  = 512 << 20
 )
 
 // NewFirmwareDisk makes a sparse image of size bytes at path with a GPT, an empty
-// EFI system partition labelled ESP, and behind it a file system of the kind fs,
+// EFI system partition labelled ESP, with extended an empty extended boot loader
+// partition labelled XBOOTLDR, and behind them a file system of the kind fs,
 // labelled root, with mkfs's options behind the kind.
-func NewFirmwareDisk(ctx context.Context, path, fs string, size int64) (*Disk, error) {
+func NewFirmwareDisk(ctx context.Context, path, fs string, size int64, extended bool) (*Disk, error) {
 	f, err := os.Create(path)
 	if err != nil {
 		return nil, err
@@ -35,20 +37,27 @@ func NewFirmwareDisk(ctx context.Context, path, fs string, size int64) (*Disk, e
 	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
 		return nil, err
 	}
+	table, makeFAT, start := "label: gpt\n", "", int64(espStart)
+	add := func(kind, label string) {
+		table += fmt.Sprintf("start=%d, size=%d, type=%s\n", start/512, espSize/512, kind)
+		makeFAT += fmt.Sprintf("mkfs.vfat -F 32 -n %s --offset %d \"$1\" %d\n", label, start/512, espSize/1024)
+		start += espSize
+	}
+	add("C12A7328-F81F-11D2-BA4B-00A0C93EC93B", "ESP")
+	if extended {
+		add("BC13C2FF-59E6-4262-A352-B275FD6F7172", "XBOOTLDR")
+	}
 	const tail = 1 << 20 // the second copy of the table
-	rootStart, rootSize := int64(espStart+espSize), size-espStart-espSize-tail
+	rootSize := size - start - tail
 	kind, options, _ := strings.Cut(fs, " ")
 	script := fmt.Sprintf(`
 sfdisk --quiet "$1" <<END
-label: gpt
-start=%d, size=%d, type=U
-start=%d, size=%d, type=L
+%sstart=%d, size=%d, type=L
 END
-mkfs.vfat -F 32 -n ESP --offset %d "$1" %d
-mkfs.%s %s -q -L root -E offset=%d "$1" %dk
-`, espStart/512, espSize/512, rootStart/512, rootSize/512, espStart/512, espSize/1024, kind, options, rootStart, rootSize/1024)
+%smkfs.%s %s -q -L root -E offset=%d "$1" %dk
+`, table, start/512, rootSize/512, makeFAT, kind, options, start, rootSize/1024)
 	_, err = Command(ctx, "bash", "-ec", script, "-", path)
-	return &Disk{Path: path}, err
+	return &Disk{Path: path, RootStart: start}, err
 }
 
 // WithFirmware mounts the root file system of such a disk in a directory of its
@@ -60,7 +69,7 @@ func (d *Disk) WithFirmware(ctx context.Context, fn func(root string) error) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, os.Remove(root)) }()
-	if _, err := Command(ctx, "mount", "-o", fmt.Sprintf("loop,offset=%d", espStart+espSize), d.Path, root); err != nil {
+	if _, err := Command(ctx, "mount", "-o", fmt.Sprintf("loop,offset=%d", d.RootStart), d.Path, root); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, unmount(ctx, d.Path, root)) }()
