@@ -114,13 +114,16 @@ func (s *Sysroot) cleanKernels(ctx context.Context) error {
 	if s.boot == nil {
 		return nil
 	}
+	if err := s.cleanCopies(); err != nil {
+		return err
+	}
 	return s.sweepKernels(ctx, func(name string) bool { return s.mentioned[name] })
 }
 
 // eachKernel calls fn for every kernel directory and every unified kernel image
 // beneath the boot directory, also one that was not finished.
 func (s *Sysroot) eachKernel(fn func(dir, name string) error) error {
-	for _, dir := range []string{".", espKernels, ukiDir} {
+	for _, dir := range []string{".", espKernels, ukiDir, localDir} {
 		names, err := dirfd.ReadNames(s.boot, dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -129,7 +132,7 @@ func (s *Sysroot) eachKernel(fn func(dir, name string) error) error {
 			return err
 		}
 		for _, n := range names {
-			if isKernelName(n) || n == kernelTmp {
+			if isKernelName(n) || n == kernelTmp || dir == localDir && ownSum(n) {
 				if err := fn(dir, n); err != nil {
 					return err
 				}
@@ -219,7 +222,7 @@ func kernelNames(list []*Deployment) map[string]bool {
 	names := map[string]bool{}
 	for _, d := range list {
 		name, _ := kernelOf(d.Entry)
-		names[path.Base(name)] = true
+		names[kernelKey(name)] = true
 	}
 	return names
 }

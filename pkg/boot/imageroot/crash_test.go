@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,6 +29,12 @@ var operations = map[string]func(ctx context.Context, s *Sysroot, images []strin
 	"deploy": func(ctx context.Context, s *Sysroot, images []string) error { return deploy(ctx, s, images[1]) },
 	// From one unified kernel image to another.
 	"deploy-unified": func(ctx context.Context, s *Sysroot, images []string) error { return deploy(ctx, s, images[2]) },
+	// To one that is made on this machine.
+	"deploy-local": func(ctx context.Context, s *Sysroot, images []string) error {
+		r := request(s, images[2])
+		r.Kargs, r.ExactKargs, r.Sign = karg.Args{"rw", "debug"}, true, signer(filepath.Dir(s.root.Name()))
+		return deployAs(ctx, s, r)
+	},
 	"rollback": func(ctx context.Context, s *Sysroot, _ []string) error {
 		list := s.Deployments()
 		return s.Write(ctx, s.WithDefault(list[len(list)-1]))
@@ -40,10 +47,14 @@ var operations = map[string]func(ctx context.Context, s *Sysroot, images []strin
 }
 
 func deploy(ctx context.Context, s *Sysroot, digest string) error {
+	return deployAs(ctx, s, request(s, digest))
+}
+
+func deployAs(ctx context.Context, s *Sysroot, r DeployRequest) error {
 	if err := s.Cleanup(ctx); err != nil {
 		return err
 	}
-	r := request(s, digest)
+	r.Merge = s.MergeFor()
 	d, err := s.Deploy(ctx, r)
 	if err != nil {
 		return err
@@ -99,8 +110,10 @@ type crashWorld struct {
 func prepare(t testing.TB, op string) crashWorld {
 	t.Helper()
 	w := crashWorld{world: newWorld(t)}
+	w.signingKey()
+	unified := op == "deploy-unified" || op == "deploy-local"
 	for _, v := range []string{"1", "2", "3"} {
-		if op == "deploy-unified" {
+		if unified {
 			w.images = append(w.images, w.unified(version(v).without("usr/lib/modules/6.1.0/vmlinuz"), "root=UUID=1 rw"))
 			continue
 		}
@@ -114,7 +127,7 @@ func prepare(t testing.TB, op string) crashWorld {
 		w.deploy(s, request(s, digest))
 	}
 	s.Close()
-	if op == "rollback" || op == "deploy-unified" {
+	if op == "rollback" || unified {
 		return w
 	}
 	w.boot(s.list[0])
@@ -161,6 +174,9 @@ func TestKilledAnywhere(t *testing.T) {
 			t.Logf("%d changes, the default goes from %q to %q", len(run.Calls), before, after)
 			// Every fifth point is for each change of the code.
 			step := 5
+			if op == "deploy-local" {
+				step = 10
+			}
 			if os.Getenv("KEDGE_NIGHTLY") != "" {
 				step = 1
 			}
@@ -247,11 +263,17 @@ func (w crashWorld) leftovers(at string) {
 	}
 	var states []string
 	boot, loader := []string{"loader"}, []string{"entries"}
-	var unified []string
+	var unified, made, copies []string
 	for _, d := range s.Deployments() {
 		states = append(states, d.Digest)
 		if d.Type == TypeUKI {
-			boot, unified = append(boot, "EFI"), append(unified, kernelPrefix+d.Digest+uki.Suffix)
+			boot = append(boot, "EFI")
+			if sum := d.localUKI(); sum != "" {
+				made, copies = append(made, sum), append(copies, sum+uki.Suffix)
+				must(w.t, s.CheckKernel(context.Background(), d))
+			} else {
+				unified = append(unified, kernelPrefix+d.Digest+uki.Suffix)
+			}
 		} else {
 			boot = append(boot, kernelPrefix+d.Digest)
 		}
@@ -263,9 +285,11 @@ func (w crashWorld) leftovers(at string) {
 	w.only(at, deployDir, states...)
 	w.only(at, "boot", boot...)
 	w.only(at, "boot/"+ukiDir, unified...)
+	w.only(at, "boot/"+localDir, made...)
+	w.only(at, localCopies, copies...)
 	w.only(at, "boot/loader", loader...)
 	w.only(at, varDir, "lib")
-	w.only(at, stateDir, "lock", "pending")
+	w.only(at, stateDir, "lock", "pending", path.Base(localCopies))
 	if !(s.Staged() != nil && s.Staged().pending) {
 		w.only(at, stateDir+"/pending")
 	}

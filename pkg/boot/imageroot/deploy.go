@@ -16,6 +16,7 @@ import (
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
 	"github.com/kedge-os/kedge/pkg/boot/source"
+	"github.com/kedge-os/kedge/pkg/boot/uki"
 	"github.com/kedge-os/kedge/pkg/boot/vardir"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -36,17 +37,24 @@ type DeployRequest struct {
 	ExactKargs bool
 	// VerityOptional lets it boot where the file system has no fs-verity.
 	VerityOptional bool
+	// Derived: the image is another one with packages on it, and the unified kernel
+	// image that came with that one.
+	Derived bool
+	// Sign returns what signs a unified kernel image that has to be made for the
+	// deployment; nil, or nil for none: then nothing is deployed that needs one.
+	Sign func() (uki.Signer, error)
 }
 
 // images are the images that one operation reads.
 type images struct {
 	ctx  context.Context
 	repo Repo
+	root *os.Root // the sysroot
 	open map[string]*source.Image
 }
 
 func (s *Sysroot) newImages(ctx context.Context) *images {
-	return &images{ctx: ctx, repo: s.opts.Repo, open: map[string]*source.Image{}}
+	return &images{ctx: ctx, repo: s.opts.Repo, root: s.root, open: map[string]*source.Image{}}
 }
 
 func (i *images) get(digest string) (*source.Image, error) {
@@ -105,7 +113,7 @@ func (s *Sysroot) deploy(ctx context.Context, images *images, r DeployRequest) (
 		VerityOptional: r.VerityOptional, merging: s.opts.Clock().Add(-clockStep),
 	}
 	if k.unified {
-		err = s.seal(d, k, images, r)
+		k, err = s.seal(d, k, images, r)
 	} else {
 		err = s.setKargs(d, images, r)
 	}
@@ -161,9 +169,10 @@ func (s *Sysroot) imageKargs(images *images, digest string) (karg.Args, error) {
 	return karg.LoadDir(image, s.opts.Arch)
 }
 
-// ImageKargs returns the arguments that a deployment's image brings itself.
+// ImageKargs returns the arguments that a deployment's image brings itself, in its
+// kargs.d or its unified kernel image.
 func (s *Sysroot) ImageKargs(ctx context.Context, d *Deployment) (karg.Args, error) {
-	return s.imageKargs(s.newImages(ctx), d.Digest)
+	return s.kargsOf(s.newImages(ctx), d)
 }
 
 // inUse reports whether an entry of the list, or the running machine, has the

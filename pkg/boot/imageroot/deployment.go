@@ -166,8 +166,11 @@ func (d *Deployment) same(o *Deployment) bool {
 	if !d.sameState(o) || d.Type != o.Type {
 		return false
 	}
-	// Of a unified kernel image there is one for each image.
-	return d.Type == TypeUKI || d.VerityOptional == o.VerityOptional && d.Kargs().String() == o.Kargs().String()
+	if d.Type == TypeUKI {
+		// Of an image's own there is one for each image.
+		return d.localUKI() == o.localUKI()
+	}
+	return d.VerityOptional == o.VerityOptional && d.Kargs().String() == o.Kargs().String()
 }
 
 // sameState reports whether two deployments have one state directory.

@@ -15,6 +15,7 @@
 //	/boot/loader/entries.staged/               those that come with the shutdown
 //	/boot/bootc_composefs-DIGEST/              vmlinuz and initrd
 //	/boot/EFI/Linux/bootc/…-DIGEST.efi         a unified kernel image; see uki.go
+//	/boot/EFI/Linux/kedge/SUM/…-DIGEST.efi     one that was made here; see uki_local.go
 //	/run/composefs/staged-deployment           what shutdown finalises
 //
 // DIGEST is the fs-verity digest of the image. The kernel and initrd of several
@@ -134,6 +135,8 @@ type Sysroot struct {
 	list     []*Deployment
 	problems []error
 	merged   []etcmerge.Change // of the last merge of /etc
+	// droppedPCRs: see DroppedPCRs
+	droppedPCRs bool
 	// mentioned are the digests and kernel directories that any entry names,
 	// also one that is not understood: they are no garbage.
 	mentioned map[string]bool

@@ -43,6 +43,7 @@ type kernel struct {
 	files   func(name string) []loader.File
 	unified bool
 	cmdline karg.Args // of a unified kernel image
+	local   string    // its sum, where it was made here
 }
 
 // findKernel finds the kernel of an image, in usr/lib/modules/VERSION. None, or
@@ -140,7 +141,7 @@ func (s *Sysroot) kernelDirs() string {
 // kedge did not lay out.
 func kernelOf(e *bls.Entry) (name string, ok bool) {
 	if name, ok := ukiOf(e); ok {
-		return name, path.Dir(name) == ukiDir && isKernelName(path.Base(name))
+		return name, isUKI(name)
 	}
 	linux, ok := e.Get("linux")
 	name = path.Dir(beneathBoot(linux))
@@ -162,7 +163,7 @@ func (s *Sysroot) nameKernel(d *Deployment, k *kernel) error {
 		return err
 	}
 	if k.unified {
-		d.Entry.Set(ukiKeys[0], prefix+path.Join(ukiDir, kernelPrefix+d.Digest+uki.Suffix))
+		d.Entry.Set(ukiKeys[0], prefix+ukiPath(d, k))
 		return nil
 	}
 	dir := path.Join(s.kernelDirs(), kernelPrefix+d.Digest)
@@ -179,6 +180,9 @@ func (s *Sysroot) nameKernel(d *Deployment, k *kernel) error {
 
 // kernelOf returns what a deployment of the list boots.
 func (i *images) kernelOf(d *Deployment) (*kernel, error) {
+	if sum := d.localUKI(); sum != "" {
+		return i.findLocal(sum)
+	}
 	if d.Type == TypeUKI {
 		return i.findUKI(d.Digest)
 	}

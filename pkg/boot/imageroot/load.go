@@ -182,7 +182,7 @@ func (s *Sysroot) loadEntry(name string, e *bls.Entry) (*Deployment, error) {
 		s.mentioned[path.Base(path.Dir(linux))] = true
 	}
 	if name, ok := ukiOf(e); ok {
-		s.mentioned[path.Base(name)] = true
+		s.mentioned[kernelKey(name)] = true
 	}
 	digest, optional, kind, ok := imageOf(e)
 	if !ok {

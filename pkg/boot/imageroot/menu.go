@@ -49,6 +49,9 @@ func (s *Sysroot) loaderMenu(items []loader.Item, list []*Deployment) loader.Men
 // lineID names an entry for as long as it exists.
 func (d *Deployment) lineID() string {
 	if d.Type == TypeUKI {
+		if sum := d.localUKI(); sum != "" {
+			return d.Digest + "." + sum + uki.Suffix
+		}
 		return d.Digest + uki.Suffix
 	}
 	sum := sha256.Sum256(fmt.Appendf(nil, "%v %s", d.VerityOptional, d.Kargs()))
@@ -145,6 +148,8 @@ func (s *Sysroot) sweepKernels(ctx context.Context, keep func(name string) bool)
 		m := s.loaderMenu(nil, nil)
 		err := s.loader.Sweep(ctx, m, keep)
 		m.KernelDir = ukiDir
+		err = errors.Join(err, s.loader.Sweep(ctx, m, keep))
+		m.KernelDir, m.OwnKernel = localDir, ownSum
 		return errors.Join(err, s.loader.Sweep(ctx, m, keep))
 	}
 	return s.removeKernels(keep)

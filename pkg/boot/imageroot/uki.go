@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/kedge-os/kedge/pkg/boot/bls"
+	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/boot/uki"
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -18,7 +19,8 @@ import (
 // A unified kernel image is signed with the command line that it has: the
 // argument composefs= that names the image, and all others. So its deployment
 // has these and no others, and its boot entry, bootc's with the key "efi", has no
-// options. It stands in ukiDir under the digest of the image that it boots.
+// options. It stands in ukiDir under the digest of the image that it boots. What
+// needs others has a unified kernel image that was made here; see uki_local.go.
 const ukiDir = espKernels + "/bootc"
 
 // ukiKeys are the keys of entries that name a unified kernel image; the first is
@@ -44,7 +46,11 @@ func decodeUKI(f UKIFile) (*uki.Image, int64, error) {
 // findUKI returns the unified kernel image that came with an image; NotFound where
 // none did.
 func (i *images) findUKI(digest string) (*kernel, error) {
-	f, err := i.openUKI(digest)
+	return unifiedKernel(func() (UKIFile, error) { return i.openUKI(digest) })
+}
+
+func unifiedKernel(open func() (UKIFile, error)) (*kernel, error) {
+	f, err := open()
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +62,7 @@ func (i *images) findUKI(digest string) (*kernel, error) {
 	return &kernel{
 		unified: true, cmdline: u.Cmdline,
 		digest: func() (string, error) {
-			f, err := i.openUKI(digest)
+			f, err := open()
 			if err != nil {
 				return "", err
 			}
@@ -68,7 +74,7 @@ func (i *images) findUKI(digest string) (*kernel, error) {
 			return u.BootDigest()
 		},
 		files: func(name string) []loader.File {
-			return []loader.File{{Path: name, Size: size, Open: func() (io.ReadCloser, error) { return i.openUKI(digest) }}}
+			return []loader.File{{Path: name, Size: size, Open: func() (io.ReadCloser, error) { return open() }}}
 		},
 	}, nil
 }
@@ -114,82 +120,102 @@ func (s *Sysroot) chooseKernel(images *images, digest string) (*kernel, error) {
 	return u, nil
 }
 
-// seal makes a deployment one of its unified kernel image, whose arguments it has,
-// and refuses what is asked for beside them. What another unified kernel image had
-// went with that.
-func (s *Sysroot) seal(d *Deployment, k *kernel, images *images, r DeployRequest) error {
+// seal makes a deployment one of a unified kernel image and returns that: its
+// image's, or where it is to have other arguments or its image has other files, one
+// that is made here. What another image's had went with that.
+func (s *Sysroot) seal(d *Deployment, k *kernel, images *images, r DeployRequest) (*kernel, error) {
 	named, optional, ok := ImageOf(k.cmdline)
 	switch {
 	case !ok:
-		return fault.New(fault.Conflict, "rebuild it with composefs=DIGEST; kedge container digest tells the digest",
+		return nil, fault.New(fault.Conflict, "rebuild it with composefs=DIGEST; kedge container digest tells the digest",
 			"the command line of the unified kernel image names no image")
-	case named != r.Digest:
-		return fault.New(fault.Untrusted, "rebuild the image: its unified kernel image belongs to another tree",
+	case named != r.Digest && !r.Derived:
+		return nil, fault.New(fault.Untrusted, "rebuild the image: its unified kernel image belongs to another tree",
 			"the unified kernel image boots %.12s, and the image is %.12s", named, r.Digest)
 	case r.VerityOptional && !optional:
-		return fault.New(fault.Conflict, "use a file system that has fs-verity (ext4 made with -O verity, btrfs)",
+		return nil, fault.New(fault.Conflict, "use a file system that has fs-verity (ext4 made with -O verity, btrfs)",
 			"the unified kernel image demands fs-verity, which the file system does not have")
 	}
 	d.Type, d.cmdline, d.VerityOptional = TypeUKI, k.cmdline, optional
-	if err := s.checkSealed(d, images, r); err != nil {
-		return err
+	wanted, err := s.sealedKargs(d, images, r)
+	if err != nil {
+		return nil, err
+	}
+	differs := difference(wanted, d.Kargs())
+	if differs != "" || named != r.Digest {
+		return s.local(d, named, wanted, differs, images, r)
 	}
 	// Two have one name: nothing that boots is written over.
-	old := s.first(func(o *Deployment) bool { return !o.Staged && o.Type == TypeUKI && o.sameState(d) })
+	old := s.first(func(o *Deployment) bool {
+		return !o.Staged && o.Type == TypeUKI && o.localUKI() == "" && o.sameState(d)
+	})
 	if old == nil {
-		return nil
+		return k, nil
 	}
 	if err := s.CheckKernel(images.ctx, old); err != nil {
-		return fmt.Errorf("%w: %w", ErrOtherUKI, err)
+		return nil, fmt.Errorf("%w: %w", ErrOtherUKI, err)
 	}
-	return nil
+	return k, nil
 }
 
-// checkSealed refuses arguments that are not those of the unified kernel image: what
-// is asked for, what the machine has, and what the image's kargs.d brings.
-func (s *Sysroot) checkSealed(d *Deployment, images *images, r DeployRequest) error {
+// sealedKargs returns the arguments that a deployment with a unified kernel image,
+// whose arguments it has so far, is to have.
+func (s *Sysroot) sealedKargs(d *Deployment, images *images, r DeployRequest) (karg.Args, error) {
+	if r.ExactKargs {
+		return r.Kargs, nil
+	}
+	brings, err := s.imageKargs(images, d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	fresh := d.Kargs().AppendMissing(brings...)
 	wanted := r.Kargs
-	if wanted == nil && r.Merge != nil && r.Merge.Type == TypeBLS {
+	if wanted == nil && r.Merge != nil && (r.Merge.Type == TypeBLS || r.Merge.localUKI() != "") {
 		wanted = r.Merge.Kargs()
 	}
-	if !r.ExactKargs {
-		if r.Merge != nil {
-			old, err := s.imageKargs(images, r.Merge.Digest)
-			if err != nil {
-				return err
-			}
-			wanted = wanted.Rebase(old, nil)
-		}
-		fresh, err := s.imageKargs(images, d.Digest)
+	switch {
+	case wanted == nil:
+		return fresh, nil
+	case r.Merge != nil && r.Merge.Type == TypeUKI:
+		old, err := s.kargsOf(images, r.Merge)
+		return wanted.Rebase(old, fresh), err
+	case r.Merge != nil:
+		old, err := s.imageKargs(images, r.Merge.Digest)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		wanted = wanted.AppendMissing(fresh...)
+		wanted = wanted.Rebase(old, nil)
 	}
+	// What the machine says of its root, or of its console, is right for it.
+	own := wanted
+	for _, arg := range fresh {
+		if len(own.Values(karg.Key(arg))) == 0 {
+			wanted = wanted.AppendMissing(arg)
+		}
+	}
+	return wanted, nil
+}
+
+// difference says how the arguments that a unified kernel image has are not those
+// that are wanted; "" where they are.
+func difference(wanted, has karg.Args) string {
 	for _, arg := range wanted {
-		if !d.cmdline.Contains(arg) {
-			return sealed("has no %s", arg)
+		if !has.Contains(arg) {
+			return "has no " + arg
 		}
 	}
-	for _, arg := range d.Kargs() {
-		if r.ExactKargs && !wanted.Contains(arg) {
-			return sealed("has %s", arg)
+	for _, arg := range has {
+		if !wanted.Contains(arg) {
+			return "has " + arg
 		}
 	}
-	return nil
+	return ""
 }
 
 // ErrOtherUKI is what a unified kernel image is answered with that boots a root
 // which is deployed with another one.
 var ErrOtherUKI = fault.New(fault.Conflict, "build the image with a difference in its files too, such as BUILD_ID in /usr/lib/os-release",
 	"the image has the very files of a deployment that is there, and another unified kernel image for them")
-
-// sealed is what a change is answered with that would need another unified kernel
-// image.
-func sealed(format string, args ...any) error {
-	return fault.New(fault.Conflict, "have the image built with a unified kernel image that has the kernel arguments wanted; arguments of this machine alone go with kedge kargs --delete before the switch",
-		"the kernel arguments are part of the signed unified kernel image, which %s", fmt.Sprintf(format, args...))
-}
 
 // readUKI reads the arguments of a deployment's unified kernel image in the boot
 // directory.
@@ -219,13 +245,17 @@ func (s *Sysroot) readUKI(d *Deployment) error {
 }
 
 // CheckKernel compares the unified kernel image of a deployment, byte by byte,
-// with the one that came with its image. Of other deployments nothing is checked.
+// with the one that came with its image; or the sum of one that was made here with
+// the sum that it had. Of other deployments nothing is checked.
 func (s *Sysroot) CheckKernel(ctx context.Context, d *Deployment) error {
 	if d.Type != TypeUKI {
 		return nil
 	}
 	if err := s.readUKI(d); err != nil {
 		return err
+	}
+	if d.localUKI() != "" {
+		return s.checkLocal(d)
 	}
 	f, err := s.opts.Repo.UKI(ctx, d.Digest)
 	if f == nil || err != nil {

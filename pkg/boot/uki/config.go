@@ -10,7 +10,6 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"github.com/kedge-os/kedge/internal/authenticode"
-	"github.com/kedge-os/kedge/internal/pefile"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
@@ -71,7 +70,7 @@ func (c *Config) merge(text string) error {
 
 // NewSigner makes what signs with a key and its certificate, of which it is given
 // the contents.
-func (c *Config) NewSigner(key, certificate []byte) (pefile.Signer, error) {
+func (c *Config) NewSigner(key, certificate []byte) (Signer, error) {
 	s, err := authenticode.New(key, certificate)
 	if err != nil {
 		return nil, fault.New(fault.Conflict, "make both anew (docs/composefs.md says how), and enroll the certificate",

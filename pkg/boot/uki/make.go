@@ -21,6 +21,9 @@ type Parts struct {
 	Version       string
 }
 
+// Signer signs unified kernel images; see Config.NewSigner.
+type Signer = pefile.Signer
+
 // payload are the sections that systemd's stub finds by their names and does not
 // run with: they can be anywhere in memory.
 var payload = []string{
@@ -35,7 +38,7 @@ var pcrSections = []string{".pcrsig", ".pcrpkey"}
 // (.sbat). Signatures of PCR values go: they are of the other command line; dropped
 // says whether there were any. One base, key, certificate and parts always give the
 // same bytes.
-func Make(w io.Writer, base io.ReaderAt, size int64, parts Parts, s pefile.Signer) (dropped bool, err error) {
+func Make(w io.Writer, base io.ReaderAt, size int64, parts Parts, s Signer) (dropped bool, err error) {
 	if _, err := Decode(base, size); err != nil {
 		return false, err
 	}
