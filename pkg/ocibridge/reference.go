@@ -22,6 +22,22 @@ const (
 
 var transports = []string{Registry, OCI, OCIArchive, Dir, ContainersStorage}
 
+// StorageRoot returns the directory of the storage that a reference to
+// containers-storage is in.
+func (r Reference) StorageRoot() (string, error) {
+	iref, err := r.imageReference()
+	if err != nil {
+		return "", err
+	}
+	// [DRIVER@ROOT+RUNROOT:OPTIONS]NAME
+	_, rest, _ := strings.Cut(iref.StringWithinTransport(), "@")
+	dir, _, ok := strings.Cut(rest, "+")
+	if r.Transport != ContainersStorage || !ok {
+		return "", fault.New(fault.Usage, "give a name as podman has it", "%s names no storage", r)
+	}
+	return dir, nil
+}
+
 // Verify says how the author of an image is checked.
 type Verify uint8
 

@@ -87,7 +87,7 @@ func (r *resumer) get(ctx context.Context, s sysregistriesv2.PullSource, d diges
 	if err != nil {
 		return nil, err
 	}
-	client, err := r.client(ctx, s, repo)
+	client, err := r.client(ctx, s, repo, repo.Scope(transport.PullScope))
 	if err != nil {
 		return nil, err
 	}
@@ -132,8 +132,9 @@ func repository(s sysregistriesv2.PullSource) (name.Repository, error) {
 	return name.NewRepository(s.Reference.Name(), opts...)
 }
 
-// client returns a client that is logged in at an endpoint.
-func (r *resumer) client(ctx context.Context, s sysregistriesv2.PullSource, repo name.Repository) (*http.Client, error) {
+// client returns a client that is logged in at an endpoint, for what the scopes
+// allow.
+func (r *resumer) client(ctx context.Context, s sysregistriesv2.PullSource, repo name.Repository, scopes ...string) (*http.Client, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if c := r.clients[repo.Name()]; c != nil {
@@ -154,7 +155,7 @@ func (r *resumer) client(ctx context.Context, s sysregistriesv2.PullSource, repo
 	if creds != (types.DockerAuthConfig{}) {
 		auth = authn.FromConfig(authn.AuthConfig{Username: creds.Username, Password: creds.Password, IdentityToken: creds.IdentityToken})
 	}
-	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, &schemeGuard{base, s.Endpoint.Insecure}, []string{repo.Scope(transport.PullScope)})
+	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, &schemeGuard{base, s.Endpoint.Insecure}, scopes)
 	if err != nil {
 		return nil, err
 	}
