@@ -57,6 +57,10 @@ type KedgeEntry struct {
 	BaseImage *ImageStatus `json:"baseImage,omitempty"`
 	// Degraded says that packages were left out which the base image cannot take.
 	Degraded bool `json:"degraded,omitempty"`
+	// PackageChanges are the packages in which what the next boot takes differs
+	// from what runs, or would run before it. It is left out where nothing differs,
+	// where it was not asked for, and in every other entry.
+	PackageChanges []PackageDiff `json:"packageChanges,omitempty"`
 }
 
 // HistoryVersion is the format of HistoryEntry.

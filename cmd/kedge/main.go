@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+	"go.podman.io/storage/pkg/reexec"
 
 	"github.com/kedge-os/kedge/pkg/boot/units"
 	"github.com/kedge-os/kedge/pkg/fault"
@@ -21,6 +22,10 @@ import (
 )
 
 func main() {
+	// What unpacks layers for containers-storage is this program, run again.
+	if reexec.Init() {
+		return
+	}
 	limitGarbage()
 	// A reader that goes away (kedge upgrade | head) must not kill an
 	// operation half-way; the write fails with EPIPE instead.

@@ -12,12 +12,15 @@ import (
 type statusOptions struct {
 	Format string
 	Booted bool
+	// Packages compares databases, which is too slow to be done unasked.
+	Packages bool
 }
 
 func (o *statusOptions) AddFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "format", Value: "text", Usage: "print as `FORMAT`: text, json or yaml", Destination: &o.Format},
 		&cli.BoolFlag{Name: "booted", Usage: "show the booted deployment alone", Destination: &o.Booted},
+		&cli.BoolFlag{Name: "packages", Usage: "show which packages change with the next boot too, which needs root", Destination: &o.Packages},
 	}
 }
 
@@ -43,7 +46,11 @@ func runStatus(ctx context.Context, e *env, opts statusOptions) error {
 	if opts.Format != "text" && opts.Format != "json" && opts.Format != "yaml" {
 		return fault.New(fault.Usage, "use text, json or yaml", "--format %s: unknown format", opts.Format)
 	}
-	s, err := host.ReadStatus(ctx, e.config())
+	read := host.ReadStatus
+	if opts.Packages {
+		read = host.ReadStatusPackages
+	}
+	s, err := read(ctx, e.config())
 	if err != nil {
 		return err
 	}

@@ -169,6 +169,7 @@ func writeEntry(b *strings.Builder, e *env, r row) {
 			fmt.Fprintf(b, "  %s %s\n", e.paint(bold+yellow, "degraded:"), oneLine(o.Name+" is left out: "+o.Reason))
 		}
 	}
+	b.WriteString(packageLines(k.PackageChanges, "  "))
 	if i := k.Initramfs; i != nil {
 		line("initrd", "%s", strings.TrimSpace("made on this host "+strings.Join(i.Args, " ")))
 	}
@@ -217,12 +218,21 @@ func packagesText(p *v1.Packages) string {
 	for _, g := range []struct {
 		word  string
 		names []string
-	}{{"requested", p.Requested}, {"inactive", p.Inactive}, {"removed", p.Removed}, {"replaced", p.Replaced}} {
+	}{{"requested", p.Requested}, {"layered", first(p.Layered)}, {"inactive", p.Inactive}, {"removed", p.Removed}, {"replaced", p.Replaced}} {
 		if len(g.names) > 0 {
-			parts = append(parts, g.word+" "+strings.Join(g.names, " "))
+			parts = append(parts, g.word+" "+strings.Join(g.names, ", "))
 		}
 	}
 	return strings.Join(parts, "; ")
+}
+
+// first are the first few of what packages bring with them, and how many more.
+func first(layered []string) []string {
+	const most = 8
+	if len(layered) <= most {
+		return layered
+	}
+	return append(slices.Clone(layered[:most]), fmt.Sprintf("and %d more", len(layered)-most))
 }
 
 func deref(s *string) string {

@@ -68,8 +68,11 @@ func TestStatusText(t *testing.T) {
 		"packages": func(h *v1.Host) {
 			e := entry("41.1", "1", 0, true)
 			e.Image, e.Incompatible = nil, true
-			e.Kedge.Packages = &v1.Packages{Requested: []string{"htop", "vim"}, Removed: []string{"nano"}}
+			e.Kedge.Packages = &v1.Packages{Requested: []string{"htop", "vim"}, Layered: []string{"htop 3.4.1-5", "libnl-3-200 3.7.0-2", "vim 2:9.1"}, Removed: []string{"nano"}}
 			e.Kedge.Initramfs = &v1.Initramfs{Args: []string{"--add-drivers", "nvme vfio-pci"}}
+			e.Kedge.PackageChanges = []v1.PackageDiff{
+				{Name: "bash", Arch: "amd64", Change: "upgraded", From: "5.2-1", To: "5.2-2"}, {Name: "nano", Arch: "amd64", Change: "removed", From: "8.0"},
+			}
 			h.Status.Booted = e
 		},
 		"empty": func(*v1.Host) {},

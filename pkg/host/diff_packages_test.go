@@ -58,6 +58,15 @@ func TestDiffPackages(t *testing.T) {
 		check("deployments", got, err)
 		got, err = h.DiffPackages(ctx, "", "")
 		check("what is named by nothing", got, err)
+		// The newer image is what the next boot takes, and a status of what runs.
+		s, err := ReadStatusPackages(ctx, w.config())
+		must(t, err)
+		check("status", s.Status.OtherDeployments[0].Kedge.PackageChanges, nil)
+		s, err = ReadStatus(ctx, w.config())
+		must(t, err)
+		if got := s.Status.OtherDeployments[0].Kedge.PackageChanges; got != nil {
+			t.Errorf("status compares packages unasked: %+v", got)
+		}
 		// The newer image is here, and not what the next boot takes.
 		h.Close()
 		w.do(func(h *Host) (*v1.Result, error) { return h.Deploy(ctx, "1") })

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/opencontainers/go-digest"
-
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/layering"
@@ -87,58 +85,4 @@ func (h *Host) storedImage(name string) (*layering.Stored, error) {
 		}
 	}
 	return nil, fault.New(fault.NotFound, "kedge image list shows the images that have a base", "there is no image with packages called %s", name)
-}
-
-// PushImage puts an image with packages into a registry, from which other hosts
-// can switch to it: by its name or digest, "" that of the next boot. Layers of the
-// base are mounted from where they came from, or streamed.
-func (h *Host) PushImage(ctx context.Context, name, to string) (*v1.StoredImage, error) {
-	i, err := h.pushImage(ctx, name, to)
-	return i, wrap("image push", err)
-}
-
-func (h *Host) pushImage(ctx context.Context, name, to string) (*v1.StoredImage, error) {
-	ref, err := reference(to, "", false)
-	if err != nil {
-		return nil, err
-	}
-	list, err := h.store.Deployments()
-	if err != nil {
-		return nil, err
-	}
-	if d := list.followed(); name == "" && d != nil {
-		if d.imageDigest() == d.manifest {
-			return nil, fault.New(fault.Conflict, "skopeo copy copies images between registries", "the deployment %s is the image of a registry as it is, without packages", d.id)
-		}
-		name = d.manifest
-	}
-	s, err := h.storedImage(name)
-	if err != nil {
-		return nil, err
-	}
-	from := list.find(func(d *deployment) bool { return d.manifest == s.ManifestDigest && d.origin.ref != nil })
-	if from == nil {
-		return nil, fault.New(fault.NotFound, "kedge status shows what is deployed", "no deployment says where the base of %s came from", s.Name)
-	}
-	images, err := h.localImages()
-	if err != nil {
-		return nil, err
-	}
-	defer images.Root.Close()
-	origin, err := layerBase{ref: *from.origin.ref, image: &imageInfo{digest: s.Base}}.origin()
-	if err != nil {
-		return nil, err
-	}
-	manifest, err := images.Read(digest.Digest(s.ManifestDigest))
-	if err != nil {
-		return nil, err
-	}
-	h.cfg.Progress.Step(v1.TaskPulling, "Pushing to "+ref.String())
-	err = ocibridge.Push(ctx, ref, ocibridge.Upload{
-		Manifest: manifest, Config: s.Manifest.Config, Layers: s.Manifest.Layers, Local: images.Open, Origin: origin,
-	}, h.cfg.Images)
-	if err != nil {
-		return nil, err
-	}
-	return &v1.StoredImage{Image: ref.String(), Digest: s.ManifestDigest, Base: s.Base, Layers: len(s.Manifest.Layers), Deployments: []string{}}, nil
 }

@@ -107,3 +107,25 @@ func TestOverrideAsked(t *testing.T) {
 		}
 	}
 }
+
+// TestLayerWarnings: what packages did that an image cannot have is said.
+func TestLayerWarnings(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		layer layering.Layer
+		want  []string
+	}{
+		{"nothing", layering.Layer{}, nil},
+		{"keys", layering.Layer{Secrets: []string{"/etc/ssh/ssh_host_rsa_key"}}, []string{"keys that a package generated are not in the image: /etc/ssh/ssh_host_rsa_key"}},
+		{
+			"files in /var of a package, and of a scriptlet",
+			layering.Layer{Factory: []layering.VarFile{{Path: "/var/lib/a", Package: "one"}, {Path: "/var/lib/b", Package: "one"}, {Path: "/var/lib/c"}}},
+			[]string{"files in /var of one are put there at the first boot, and a later version does not change them: /var/lib/a, /var/lib/b, /var/lib/c"},
+		},
+		{"labels", layering.Layer{Relabels: true}, []string{"the packages change the rules for SELinux labels, so files of the image may get other labels than it has by itself"}},
+	} {
+		if got := layerWarnings(&tc.layer); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		}
+	}
+}

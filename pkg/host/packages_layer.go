@@ -148,9 +148,7 @@ func (h *Host) makeLayer(ctx context.Context, images layering.Layout, base layer
 	if o.stop != 0 || a.layer == nil {
 		return nil, nil
 	}
-	if len(a.layer.Secrets) > 0 {
-		out.warnings = append(out.warnings, "keys that a package generated are not in the image: "+someOf(a.layer.Secrets))
-	}
+	out.warnings = append(out.warnings, layerWarnings(a.layer)...)
 	image := &layering.Stored{Record: layering.Record{Base: base.image.digest, Request: a.request, Lock: *a.lock}}
 	name, err := localName(base, a.lock)
 	if err != nil {
@@ -162,6 +160,32 @@ func (h *Host) makeLayer(ctx context.Context, images layering.Layout, base layer
 	}
 	image.Derived = *d
 	return image, nil
+}
+
+// layerWarnings are what packages did that an image cannot have, or not as they
+// meant it.
+func layerWarnings(l *layering.Layer) (list []string) {
+	if len(l.Secrets) > 0 {
+		list = append(list, "keys that a package generated are not in the image: "+someOf(l.Secrets))
+	}
+	var names, files []string
+	for _, f := range l.Factory {
+		files = append(files, f.Path)
+		if f.Package != "" && !slices.Contains(names, f.Package) {
+			names = append(names, f.Package)
+		}
+	}
+	if len(files) > 0 {
+		who := ""
+		if len(names) > 0 {
+			who = " of " + someOf(names)
+		}
+		list = append(list, "files in /var"+who+" are put there at the first boot, and a later version does not change them: "+someOf(files))
+	}
+	if l.Relabels {
+		list = append(list, "the packages change the rules for SELinux labels, so files of the image may get other labels than it has by itself")
+	}
+	return list
 }
 
 // openPackages starts the package manager of a root of the store.

@@ -92,7 +92,7 @@ func overrideLife(t *testing.T, engine string) []step {
 		overrides(gone, local),
 		// What this host has now, others take as their base.
 		act("an image with all that", func(s *stage) {
-			r, err := s.on(func(h *Host) (any, error) { return h.PushImage(s.ctx, "", s.registry+"/os:newer") })
+			r, err := s.on(func(h *Host) (any, error) { return h.PushImage(s.ctx, PushOptions{Target: s.registry + "/os:newer"}) })
 			must(s.t, err)
 			s.refs["newer"] = r.(*v1.StoredImage).Image
 		}),

@@ -1,6 +1,8 @@
 package host
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +16,7 @@ import (
 	ociv1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/e2e/smallimage"
@@ -152,6 +155,21 @@ func packagesLife(t *testing.T, engine string) []step {
 		}
 		return found[0]
 	}
+	pushKeys := func(without bool) func(*stage) (any, error) {
+		return func(s *stage) (any, error) {
+			return s.on(func(h *Host) (any, error) {
+				i, err := h.PushImage(s.ctx, PushOptions{Target: s.elsewhere + "/mine:keys", WithoutKeys: without})
+				if i != nil {
+					i.Image = "<elsewhere>"
+				}
+				return i, err
+			})
+		}
+	}
+	copied := act("", func(*stage) {})
+	if engine == "apt" { // of the other, it would be the same
+		copied = step{name: "copy to podman's storage", do: doCopyToStorage, check: wantInStorage}
+	}
 	return []step{
 		act("images", func(s *stage) {
 			s.elsewhere = testregistry.Start(s.t)
@@ -186,7 +204,7 @@ func packagesLife(t *testing.T, engine string) []step {
 		{name: "image list with packages", do: doImages},
 		{name: "push to another registry", do: func(s *stage) (any, error) {
 			return s.on(func(h *Host) (any, error) {
-				i, err := h.PushImage(s.ctx, "", s.elsewhere+"/mine:chain")
+				i, err := h.PushImage(s.ctx, PushOptions{Target: s.elsewhere + "/mine:chain"})
 				if i != nil {
 					i.Image = "<elsewhere>"
 				}
@@ -203,8 +221,11 @@ func packagesLife(t *testing.T, engine string) []step {
 			_ = exec.Command("chattr", "-R", "-f", "-i", other.dir).Run()
 		}},
 		{name: "push of what has no packages", do: func(s *stage) (any, error) {
-			return s.on(func(h *Host) (any, error) { return h.PushImage(s.ctx, "nothing", s.elsewhere+"/mine:no") })
+			return s.on(func(h *Host) (any, error) {
+				return h.PushImage(s.ctx, PushOptions{Image: "nothing", Target: s.elsewhere + "/mine:no"})
+			})
 		}, kind: fault.NotFound},
+		copied,
 		act("damage", func(s *stage) { s.damageLargest() }),
 		{name: "fsck --repair with packages", do: doFsck(FsckOptions{Repair: true}), check: func(t *testing.T, s *stage) {
 			if c := s.last.(*v1.Check); len(c.Repaired) == 0 || len(c.Problems) > 0 {
@@ -229,10 +250,18 @@ func packagesLife(t *testing.T, engine string) []step {
 		}},
 		{name: "kargs keep the packages", do: doKargs(KargsOptions{Append: []string{"quiet"}})},
 		{name: "add and remove at once", do: func(s *stage) (any, error) {
-			return doPackages(PackagesOptions{Add: []string{local(s, "lab-bonus"), "lab-daemon"}, Remove: []string{"lab-chain"}})(s)
+			return doPackages(PackagesOptions{Add: []string{local(s, "lab-bonus"), "lab-daemon", "lab-keys"}, Remove: []string{"lab-chain"}})(s)
 		}, check: func(t *testing.T, s *stage) {
 			wantFiles(0, "!usr/bin/lab-chain", "usr/bin/lab-bonus")(t, s)
+			warned := strings.Join(s.last.(*v1.Result).Warnings, "\n")
+			for _, want := range []string{"files in /var of lab-daemon are put there at the first boot", "/etc/ssh/ssh_host_lab_key"} {
+				if !strings.Contains(warned, want) {
+					t.Errorf("the warnings lack %q:\n%s", want, warned)
+				}
+			}
 		}},
+		{name: "push of an image that lacks keys", do: pushKeys(false), kind: fault.Conflict},
+		{name: "push of it all the same", do: pushKeys(true)},
 		{name: "list with a file", do: doListPackages},
 		{name: "rollback brings the intent back", do: doRollback},
 		{name: "list after the rollback", do: doListPackages},
@@ -247,7 +276,7 @@ func packagesLife(t *testing.T, engine string) []step {
 		{name: "rollback with packages", do: doRollback},
 		{name: "upgrade to what was rolled back", do: doUpgrade(UpgradeOptions{}), kind: fault.Held},
 		{name: "rollback undone", do: doRollback},
-		{name: "remove", do: doPackages(PackagesOptions{Remove: []string{"lab-bonus"}})},
+		{name: "remove", do: doPackages(PackagesOptions{Remove: []string{"lab-bonus", "lab-keys"}})},
 		{name: "list without the file", do: doListPackages},
 		act("the first a", func(s *stage) { push(s, "a", engine, 1) }),
 		{name: "upgrade to the first", do: doUpgrade(UpgradeOptions{})},
@@ -266,6 +295,46 @@ func packagesLife(t *testing.T, engine string) []step {
 		}},
 		{name: "history", do: doHistoryOfChanges},
 	}
+}
+
+// storageOf is a containers-storage beside the sysroot.
+func storageOf(s *stage) (root, run string) { return s.dir + ".storage", s.dir + ".run" }
+
+func doCopyToStorage(s *stage) (any, error) {
+	root, run := storageOf(s)
+	return s.on(func(h *Host) (any, error) {
+		i, err := h.CopyImage(s.ctx, PushOptions{Target: fmt.Sprintf("[overlay@%s+%s]localhost/mine:chain", root, run)})
+		if i != nil {
+			i.Image = "<storage>"
+		}
+		return i, err
+	})
+}
+
+// wantInStorage: podman has the image, with the files of base and packages.
+func wantInStorage(t *testing.T, s *stage) {
+	t.Helper()
+	lab.Need(t, "podman")
+	root, run := storageOf(s)
+	podman := func(args ...string) string {
+		t.Helper()
+		out, err := lab.Command(context.WithoutCancel(s.ctx), "podman", append([]string{"--root", root, "--runroot", run, "--storage-driver", "overlay"}, args...)...)
+		must(t, err)
+		return strings.TrimSpace(out)
+	}
+	if got, want := podman("image", "inspect", "--format", "{{.Digest}}", "localhost/mine:chain"), s.last.(*v1.StoredImage).Digest; got != want {
+		t.Errorf("podman has %s, want %s", got, want)
+	}
+	mnt := podman("image", "mount", "localhost/mine:chain")
+	for _, name := range []string{"usr/bin/lab-chain", "usr/bin/lab-base"} {
+		if _, err := os.Stat(filepath.Join(mnt, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	podman("image", "unmount", "--force", "localhost/mine:chain")
+	for unix.Unmount(root+"/overlay", unix.MNT_DETACH) == nil { // it is bound to itself
+	}
+	must(t, errors.Join(os.RemoveAll(root), os.RemoveAll(run)))
 }
 
 // TestPackages is TestConformance of packages, with each package manager.

@@ -144,6 +144,46 @@ func (h *Host) publish(ctx context.Context) {
 	}
 }
 
+// ReadStatusPackages is ReadStatus, and says of the next boot in which packages it
+// differs from what runs; on a sysroot that is not booted, from where a rollback
+// leads. It reads two package databases, which needs root.
+func ReadStatusPackages(ctx context.Context, cfg Config) (*v1.Host, error) {
+	h, err := Open(ctx, cfg.withDefaults())
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	s, err := h.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list, err := h.store.Deployments()
+	if err != nil {
+		return nil, wrap("status", err)
+	}
+	from, to := list.booted(), list.next()
+	if from == nil {
+		from = list.rollback()
+	}
+	if from == nil || to == nil || from == to || from.root == to.root {
+		return s, nil
+	}
+	changes, err := h.diffPackages(ctx, from.root, to.root)
+	if err != nil {
+		return nil, wrap("status", err)
+	}
+	entries := []*v1.BootEntry{s.Status.Staged, s.Status.Booted, s.Status.Rollback}
+	for i := range s.Status.OtherDeployments {
+		entries = append(entries, &s.Status.OtherDeployments[i])
+	}
+	for _, e := range entries {
+		if e != nil && e.Kedge.Next {
+			e.Kedge.PackageChanges = changes
+		}
+	}
+	return s, nil
+}
+
 // ReadStatus returns the status of a sysroot. Root reads the sysroot itself; a
 // user who may not takes what was published, if that is still true.
 func ReadStatus(ctx context.Context, cfg Config) (*v1.Host, error) {

@@ -22,6 +22,7 @@ const (
 	LabelRequest = "io.kedge.request" // Request as JSON, without the paths of files
 	LabelLock    = "io.kedge.lock"    // Lock as JSON
 	LabelFormat  = "io.kedge.format"  // Format
+	LabelSecrets = "io.kedge.secrets" // Layer.Secrets as JSON, where there are any
 )
 
 // Format is the version of how layers are made; another one makes another
@@ -55,7 +56,11 @@ func derive(base BaseImage, req Request, lock *Lock, layer *Layer) (*derivedByte
 	for i := range req.Replace {
 		req.Replace[i].File = ""
 	}
-	for key, v := range map[string]any{LabelRequest: req, LabelLock: lock} {
+	values := map[string]any{LabelRequest: req, LabelLock: lock}
+	if len(layer.Secrets) > 0 {
+		values[LabelSecrets] = layer.Secrets
+	}
+	for key, v := range values {
 		b, err := json.Marshal(v)
 		if err != nil {
 			return nil, err

@@ -125,7 +125,16 @@ type Layer struct {
 	Secrets []string
 	// Factory are the files of /var that the layer keeps in /usr/share/factory;
 	// they are copied to /var on the first boot only.
-	Factory []string
+	Factory []VarFile
+	// Relabels: the packages changed the rules for SELinux labels, which are those
+	// of the base's files too.
+	Relabels bool
 	// Output is what the package manager and the scriptlets said, its last 64 KiB.
 	Output string
+}
+
+// VarFile is a file of /var that came with a package.
+type VarFile struct {
+	Path    string
+	Package string // "" for one that a scriptlet made, and for all after the first few
 }

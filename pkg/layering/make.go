@@ -134,8 +134,23 @@ func (s *Session) makeLayer(ctx context.Context, mnt string, lock *Lock) (*Layer
 	if err := t.run(); err != nil {
 		return nil, err
 	}
+	if err := s.nameOwners(ctx, b, layer.Factory); err != nil {
+		return nil, err
+	}
 	layer.DiffID, layer.Size, err = writeLayer(cs, s.epoch(), layer.Path)
 	return layer, err
+}
+
+// nameOwners says which packages the first of some files are of. Each takes a run
+// of the package manager.
+func (s *Session) nameOwners(ctx context.Context, b *box, files []VarFile) (err error) {
+	const most = 8
+	for i := range files[:min(most, len(files))] {
+		if files[i].Package, err = s.engine.owner(ctx, b, files[i].Path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // transact runs the package manager on the root of a box, and returns what was

@@ -19,6 +19,9 @@ type Record struct {
 	Format  string // Format of the program that made it
 	Request Request
 	Lock    Lock
+	// Secrets are the paths of keys that packages generated, and that are therefore
+	// not in the image.
+	Secrets []string
 }
 
 // ReadRecord reads the labels of an image's config; nil where it is no derived
@@ -29,6 +32,9 @@ func ReadRecord(labels map[string]string) (*Record, error) {
 	}
 	r := &Record{Base: labels[LabelBase], Format: labels[LabelFormat]}
 	err := errors.Join(json.Unmarshal([]byte(labels[LabelLock]), &r.Lock), json.Unmarshal([]byte(labels[LabelRequest]), &r.Request))
+	if secrets := labels[LabelSecrets]; secrets != "" {
+		err = errors.Join(err, json.Unmarshal([]byte(secrets), &r.Secrets))
+	}
 	if err != nil {
 		return nil, fault.New(fault.Corrupt, "remove the packages and add them again", "read the labels of the derived image: %w", err)
 	}

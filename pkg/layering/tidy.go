@@ -57,6 +57,7 @@ func (t *tidier) run() error {
 		}
 	}
 	t.dropSecrets()
+	t.labelRules()
 	t.opt()
 	if err := t.varFiles(); err != nil {
 		return err
@@ -106,6 +107,16 @@ func (t *tidier) dropSecrets() {
 	slices.Sort(t.layer.Secrets)
 }
 
+// labelRules notes that SELinux's file_contexts changed: a module of the policy
+// that a package installs is linked into the whole.
+func (t *tidier) labelRules() {
+	for name, c := range t.cs {
+		if ok, err := path.Match("etc/selinux/*/contexts/files/file_contexts*", name); err == nil && ok && (c.whiteout || c.isRegular()) {
+			t.layer.Relabels = true
+		}
+	}
+}
+
 // opt gives what packages put into /opt, which lies in /usr/lib/opt, its links.
 func (t *tidier) opt() {
 	_, inVar := insideVar(t.base, "opt")
@@ -145,7 +156,7 @@ func (t *tidier) varFiles() error {
 			t.line("C", "/"+name, owner, "")
 			t.cs[factory+"/"+name] = c
 			t.cs.addParents(factory + "/" + name)
-			t.layer.Factory = append(t.layer.Factory, "/"+name)
+			t.layer.Factory = append(t.layer.Factory, VarFile{Path: "/" + name})
 		}
 	}
 	return nil
