@@ -159,7 +159,11 @@ func (e *env) report(err error) int {
 	}
 	message, hint := err.Error(), fault.HintOf(err)
 	if kind == fault.Interrupted {
-		message, hint = "interrupted: the state is as before", ""
+		message, hint = "interrupted: what boots is as before", ""
+		var f *fault.Error // says more
+		if errors.As(err, &f) && f.Kind == fault.Interrupted {
+			message, hint = f.Error(), f.Hint
+		}
 	}
 	fmt.Fprintf(e.stderr, "%s %s\n", e.paint(bold+red, "error:"), oneLine(message))
 	if hint != "" {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -215,6 +216,18 @@ func TestExitCodes(t *testing.T) {
 	}
 	if err := jsonschema.Validate(schema, []byte(out)); err != nil {
 		t.Errorf("error JSON: %v", err)
+	}
+}
+
+func TestInterrupted(t *testing.T) {
+	for want, err := range map[string]error{
+		"error: interrupted: what boots is as before\n":  fmt.Errorf("cleanup: %w", context.Canceled),
+		"error: interrupted; two are done\nhint: again\n": fmt.Errorf("etc reset: %w", fault.New(fault.Interrupted, "again", "interrupted; two are done")),
+	} {
+		var stderr strings.Builder
+		if status := (&env{stderr: &stderr, color: "never"}).report(err); status != 130 || stderr.String() != want {
+			t.Errorf("status %d, %q, want %q", status, stderr.String(), want)
+		}
 	}
 }
 

@@ -73,7 +73,9 @@ func (h *Host) etcReset(ctx context.Context, o EtcResetOptions) (*v1.EtcReset, e
 	if len(out.Reset) > 0 {
 		h.record(v1.HistoryEntry{Verb: "etc reset", Result: "done", ID: d.id, Image: d.origin.text, Detail: someOf(out.Reset)})
 	}
-	if err != nil && len(out.Reset) > 0 {
+	if ctx.Err() != nil && len(out.Reset) > 0 {
+		err = fault.New(fault.Interrupted, "run the command again for the rest", "interrupted; reset before that: %s", someOf(out.Reset))
+	} else if err != nil && len(out.Reset) > 0 {
 		err = fmt.Errorf("%w (reset before that: %s)", err, someOf(out.Reset))
 	}
 	return out, err
