@@ -20,6 +20,17 @@ import (
 	"github.com/kedge-os/kedge/pkg/fault"
 )
 
+// TestBlobSizes: nothing that is computed from what a manifest says may wrap around.
+func TestBlobSizes(t *testing.T) {
+	const blob = `{"mediaType":"application/vnd.oci.image.%s","digest":"sha256:%064d","size":%d}`
+	for size, kind := range map[int64]fault.Kind{0: 0, 1 << 40: 0, 1<<40 + 1: fault.Corrupt, 1<<63 - 1: fault.Corrupt, -1: fault.Corrupt} {
+		text := fmt.Sprintf(`{"schemaVersion":2,"config":`+blob+`,"layers":[`+blob+`]}`, "config.v1+json", 1, 2, "layer.v1.tar+gzip", 2, size)
+		if _, err := parseManifest([]byte(text), "application/vnd.oci.image.manifest.v1+json"); fault.KindOf(err) != kind {
+			t.Errorf("a layer of %d bytes: %v, want %q", size, err, kind)
+		}
+	}
+}
+
 func TestClassify(t *testing.T) {
 	for _, tt := range []struct {
 		err  error

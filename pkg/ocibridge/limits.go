@@ -41,6 +41,10 @@ const (
 // maxManifest bounds manifests and configs, as go.podman.io/image does.
 const maxManifest = 4 << 20
 
+// maxBlob bounds what a manifest may say of a blob's length: sums of it stay far
+// from the end of int64.
+const maxBlob = 1 << 40
+
 func (l Limits) withDefaults() Limits {
 	set := func(v *int64, d int64) {
 		if *v <= 0 {

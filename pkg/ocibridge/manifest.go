@@ -81,7 +81,7 @@ func parseManifest(data []byte, mediaType string) (*imageManifest, error) {
 		if err := d.Digest.Validate(); err != nil {
 			return nil, fault.New(fault.Corrupt, rebuildHint, "the manifest has a malformed digest %.80q: %w", d.Digest, err)
 		}
-		if d.Digest.Algorithm() != digest.SHA256 && d.Digest.Algorithm() != digest.SHA512 || d.Size < 0 {
+		if d.Digest.Algorithm() != digest.SHA256 && d.Digest.Algorithm() != digest.SHA512 || d.Size < 0 || d.Size > maxBlob {
 			return nil, fault.New(fault.Corrupt, rebuildHint, "the manifest's digest %s of %d bytes cannot be right", d.Digest, d.Size)
 		}
 	}
