@@ -221,7 +221,7 @@ func TestExitCodes(t *testing.T) {
 
 func TestInterrupted(t *testing.T) {
 	for want, err := range map[string]error{
-		"error: interrupted: what boots is as before\n":  fmt.Errorf("cleanup: %w", context.Canceled),
+		"error: interrupted: what boots is as before\n":   fmt.Errorf("cleanup: %w", context.Canceled),
 		"error: interrupted; two are done\nhint: again\n": fmt.Errorf("etc reset: %w", fault.New(fault.Interrupted, "again", "interrupted; two are done")),
 	} {
 		var stderr strings.Builder
