@@ -168,9 +168,12 @@ func (l pastDeployments) closeUp(gone string) {
 		return
 	}
 	for _, p := range l {
+		if p.Removed != nil || !strings.HasPrefix(p.ID, digest) {
+			continue // of thousands nearly all
+		}
 		d, m, ok := number(p.ID)
 		switch {
-		case !ok || p.Removed != nil || d != digest || m <= n:
+		case !ok || d != digest || m <= n:
 		case m == 1:
 			p.ID = digest
 		default:

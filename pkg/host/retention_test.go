@@ -405,3 +405,23 @@ func TestHistoryIsBounded(t *testing.T) {
 		t.Errorf("the history has %d bytes, %v", st.Size(), err)
 	}
 }
+
+// TestLongHistory: what thousands of deployments cost grows with their number, not
+// with its square.
+func TestLongHistory(t *testing.T) {
+	allocations := func(n int) float64 {
+		var entries []v1.HistoryEntry
+		for i := range n {
+			id := fmt.Sprintf("%0128x", i)
+			entries = append(entries, v1.HistoryEntry{Verb: "switch", ID: id}, v1.HistoryEntry{Verb: verbRemove, ID: id})
+		}
+		return testing.AllocsPerRun(1, func() {
+			if got := deploymentsOf(entries, nil); len(got) != n || got[0].State != v1.DeploymentRemoved {
+				t.Errorf("%d deployments of %d", len(got), n)
+			}
+		})
+	}
+	if few, many := allocations(100), allocations(1000); many > 20*few {
+		t.Errorf("100 deployments take %.0f allocations, 1000 take %.0f", few, many)
+	}
+}
