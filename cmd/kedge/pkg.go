@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -103,7 +104,8 @@ func runPkgChange(ctx context.Context, e *env, opts pkgOptions) error {
 	return e.print(result, func() string { return packagesChangeText(result.Packages) })
 }
 
-// packagesChangeText is what a change would come to.
+// packagesChangeText is what a change would come to: what changes, and behind it
+// the packages that stay on the image.
 func packagesChangeText(c *v1.PackageChange) string {
 	if c == nil {
 		return "No change.\n"
@@ -122,6 +124,9 @@ func packagesChangeText(c *v1.PackageChange) string {
 	line("~", c.Changed)
 	line("-", c.Dropped)
 	line("-", c.Removed)
+	line("=", slices.DeleteFunc(slices.Clone(c.Layered), func(p v1.Package) bool {
+		return slices.Contains(c.Added, p) || slices.Contains(c.Changed, p)
+	}))
 	var b strings.Builder
 	b.WriteString(columns(rows))
 	var bytes int64
