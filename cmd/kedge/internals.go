@@ -19,6 +19,7 @@ func cmdInternals(e *env) *cli.Command {
 			internal(e, "boot-complete", "say what became of the last finalisation, after boot", (*host.Host).BootComplete),
 			internalCheckHealth(e),
 			internal(e, "judge-boot", "record what came of the checks; fails where the boot did", (*host.Host).JudgeBoot),
+			internal(e, "bless-boot", "have the boot loader count a root no longer that booted well", (*host.Host).BlessBoot),
 			internal(e, "boot-failed", "reboot after a failed boot, where that leads somewhere else", (*host.Host).BootFailed),
 			internal(e, "publish", "write /run/kedge/status.json for users that cannot read the sysroot", (*host.Host).Publish),
 		},

@@ -128,7 +128,7 @@ COPY lab.conf /etc/containers/registries.conf.d/lab.conf
 COPY policy.json /etc/containers/policy.json
 RUN chmod 755 /usr/bin/kedge && \
     kedge self units && \
-    systemctl enable kedge-finalize-staged.service kedge-boot-complete.service kedge-health.service && \
+    systemctl enable kedge-finalize-staged.service kedge-boot-complete.service kedge-health.service kedge-bless-boot.service && \
     echo %s >/usr/share/marker && \
     mkdir -p /usr/lib/bootc/kargs.d && \
     echo 'kargs = ["lab.image=%s"]' >/usr/lib/bootc/kargs.d/10-lab.toml

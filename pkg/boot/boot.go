@@ -100,7 +100,9 @@ type Sysroot struct {
 	// again names what WithDefault made the default, whose tries begin anew where
 	// they are used up.
 	again string
-	keep  func(*Deployment) bool // see Retain
+	// good names the deployment that Bless found good.
+	good string
+	keep func(*Deployment) bool // see Retain
 
 	root *os.Root // holds ostree/
 	boot *os.Root // holds loader and ostree/STATEROOT-BOOTCSUM; nil: no boot directory

@@ -41,7 +41,8 @@ type Deployment struct {
 	// Held: it is not finalised until SetHold(false).
 	Held bool
 
-	entryFile string // its name in loader/entries, "" before the first Write
+	entryFile string       // its name in loader/entries, "" before the first Write
+	counter   *bls.Counter // in the loader's own menu
 	dev, ino  uint64
 	merging   time.Time // before its first merge of /etc read anything
 	policy    *Labeler  // of one that was just made: what its files are labelled by
@@ -74,7 +75,12 @@ func (d *Deployment) Kargs() karg.Args {
 
 // Counter returns how often a boot loader has tried the deployment and will
 // still try it; nil where its entry is not counted.
-func (d *Deployment) Counter() *bls.Counter { return bls.CounterOf(d.entryFile) }
+func (d *Deployment) Counter() *bls.Counter {
+	if d.counter != nil {
+		return d.counter
+	}
+	return bls.CounterOf(d.entryFile)
+}
 
 // Title returns the boot menu's title, "" for a staged deployment.
 func (d *Deployment) Title() string {

@@ -65,6 +65,7 @@ func (s *Sysroot) mirrorItem(d *Deployment, entry *bls.Entry, i, n int) loader.I
 	e.SetInitrds(initrds)
 	item := loader.Item{ID: d.Stateroot + "/" + d.Name(), Name: s.mirrorName(), Entry: e}
 	item.Count(i, n, func() uint64 { return s.tries(d) }, s.again == item.ID)
+	item.Good = s.good == item.ID
 	item.Files = func() ([]loader.File, error) {
 		var files []loader.File
 		for _, name := range append([]string{e.Value("linux"), e.Value("devicetree"), e.Value("fdtdir")}, initrds...) {
@@ -86,7 +87,10 @@ func (s *Sysroot) mirrorItem(d *Deployment, entry *bls.Entry, i, n int) loader.I
 // tries returns how often a deployment that the menu does not have, or that is to
 // be tried again, is tried.
 func (s *Sysroot) tries(d *Deployment) uint64 {
-	if _, err := s.root.Stat(path.Join(d.Dir(), loader.BlessProgram)); err != nil {
+	if !slices.ContainsFunc(s.loader.BlessedBy(), func(name string) bool {
+		_, err := s.root.Lstat(path.Join(d.Dir(), name))
+		return err == nil
+	}) {
 		return 0
 	}
 	return s.opts.Tries
@@ -201,9 +205,23 @@ func (s *Sysroot) readMirror() {
 	for _, d := range s.list {
 		i := slices.IndexFunc(lines, func(l loader.Line) bool { return l.ID == d.Stateroot+"/"+d.Name() })
 		if i >= 0 {
-			d.entryFile = lines[i].File
+			d.counter = lines[i].Counter
 		}
 	}
+}
+
+// Bless has the loader not count the booted deployment any more: a boot of it was
+// good. It is for loaders that leave that to kedge.
+func (s *Sysroot) Bless(ctx context.Context) error {
+	if err := s.requireLock("bless the boot"); err != nil {
+		return err
+	}
+	d, err := s.requireBooted("bless a boot")
+	if err != nil {
+		return err
+	}
+	s.good = d.Stateroot + "/" + d.Name()
+	return s.mirror(ctx)
 }
 
 // sweepMirror removes the kernels of the mirror that nothing boots.

@@ -182,7 +182,7 @@ func (h *Host) BootFailed(ctx context.Context) error {
 func (h *Host) failedState(d *deployment, v *v1.Health) assess.State {
 	_, good := os.Stat(filepath.Join(h.cfg.Machine, goodFile))
 	return assess.State{
-		Counting: assess.ReadCounting(h.cfg.Machine), Fallback: h.hasFallback(d), Failures: v.Failures, Good: good == nil,
+		Counting: h.counting(d), Fallback: h.hasFallback(d), Failures: v.Failures, Good: good == nil,
 	}
 }
 
@@ -253,7 +253,11 @@ func (h *Host) autoRollback() v1.AutoRollback {
 	if !h.Booted() {
 		return v1.AutoRollback{State: v1.RollbackUnknown, Reason: "it depends on the boot loader, which is known on the booted host"}
 	}
-	if c := assess.ReadCounting(h.cfg.Machine); !c.Counts {
+	list, err := h.store.Deployments()
+	if err != nil {
+		return v1.AutoRollback{State: v1.RollbackUnknown, Reason: err.Error()}
+	}
+	if c := h.counting(list.booted()); !c.Counts {
 		return v1.AutoRollback{State: v1.RollbackUnsupported, Reason: c.Why}
 	}
 	if !h.cfg.canBless() {
@@ -283,7 +287,7 @@ func (h *Host) markGood(ctx context.Context) (*v1.Result, error) {
 	v := v1.Health{State: v1.HealthGood, Time: h.cfg.Clock().UTC(), Reason: "marked good by hand"}
 	if d.booted {
 		v.Boot = bootID(h.cfg.Machine)
-		if err := h.bless(ctx); err != nil {
+		if err := h.bless(ctx, d); err != nil {
 			return nil, err
 		}
 	} else if d.counter != nil {
@@ -295,9 +299,46 @@ func (h *Host) markGood(ctx context.Context) (*v1.Result, error) {
 	return res, nil
 }
 
-// bless has systemd take the counter off the boot entry.
-func (h *Host) bless(ctx context.Context) error {
-	c := assess.ReadCounting(h.cfg.Machine)
+// counting says how boots of the running machine are counted.
+func (h *Host) counting(booted *deployment) assess.Counting {
+	l, own := h.store.Loader().(loader.Counter)
+	if !own {
+		return assess.ReadCounting(h.cfg.Machine)
+	}
+	c := assess.Counting{Loader: h.store.Loader().Name(), Own: true}
+	c.Counts, c.Why = l.Counts()
+	if booted != nil && booted.counter != nil {
+		if c.Counted = booted.counter.Done > 0; !c.Counted {
+			c.Counts, c.Why = false, "the boot loader did not write down that it tried what runs"
+		}
+	}
+	return c
+}
+
+// BlessBoot is what kedge's unit runs when the boot is complete, where systemd does
+// not say to the boot loader that it was good.
+func (h *Host) BlessBoot(ctx context.Context) error {
+	d, err := h.bootedDeployment()
+	if err == nil && h.counting(d).Own {
+		err = h.bless(ctx, d)
+	}
+	return wrap("mark the boot as good", err)
+}
+
+// bless has the boot loader not count the booted deployment any more.
+func (h *Host) bless(ctx context.Context, d *deployment) error {
+	c := h.counting(d)
+	if c.Own {
+		if d.counter == nil {
+			return nil
+		}
+		unlock, err := h.lockPatiently(ctx)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		return h.store.Bless(ctx)
+	}
 	if !c.Counted {
 		return nil
 	}

@@ -293,6 +293,12 @@ func (h *Host) bootloader() *v1.Bootloader {
 // UseLoader implements store.
 func (s *ostreeStore) UseLoader(l loader.Loader, r loader.Record) { s.sysroot.UseLoader(l, r.Token) }
 
+// Bless implements store.
+func (s *ostreeStore) Bless(ctx context.Context) error { return s.sysroot.Bless(ctx) }
+
+// Bless implements store.
+func (s *composefsStore) Bless(ctx context.Context) error { return s.sysroot.Bless(ctx) }
+
 // Loader implements store.
 func (s *ostreeStore) Loader() loader.Loader { return s.sysroot.Loader() }
 
@@ -312,7 +318,7 @@ func (s *ostreeStore) Prunable() (boot, loader int64, err error) {
 
 // LoaderDirs implements store.
 func (s *composefsStore) LoaderDirs() []string {
-	return []string{"EFI/Linux/" + s.KernelDirs(), "EFI/Linux/bootc/" + s.KernelDirs()}
+	return []string{"EFI/Linux/" + s.KernelDirs(), "EFI/Linux/bootc/" + s.KernelDirs(), "EFI/Linux/kedge/*/" + s.KernelDirs()}
 }
 
 // Prunable implements store.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,12 +22,17 @@ const grubProgram = "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi"
 
 // pushGRUB is a version of the small OS with a version of GRUB.
 func (w *world) pushGRUB(tag string, version int, grub string) string {
+	return w.pushGRUBWith(tag, version, grub)
+}
+
+// pushGRUBWith is one with more files.
+func (w *world) pushGRUBWith(tag string, version int, grub string, more ...smallimage.Entry) string {
 	program := append(loadertest.PE(".sbat", "grub.debian,1,Debian,grub2,"+grub+",https://example.org\n"), "\x00/EFI/debian\x00"...)
 	entries := []smallimage.Entry{}
 	for dir := filepath.Dir(grubProgram); dir != "usr/lib"; dir = filepath.Dir(dir) {
 		entries = append([]smallimage.Entry{smallimage.Dir(dir)}, entries...)
 	}
-	ref, _ := w.push(tag, version, append(entries, smallimage.File(grubProgram, 0o644, string(program)))...)
+	ref, _ := w.push(tag, version, slices.Concat(entries, []smallimage.Entry{smallimage.File(grubProgram, 0o644, string(program))}, more)...)
 	return ref
 }
 
@@ -34,11 +40,17 @@ func (w *world) pushGRUB(tag string, version int, grub string) string {
 func (w *world) bootDisk() (mounted string) {
 	w.t.Helper()
 	mounted = lab.Mounted(w.t, "ext4", 64<<20)
-	boot := filepath.Join(w.dir, "boot")
-	must(w.t, os.Mkdir(boot, 0o755))
-	must(w.t, unix.Mount(mounted, boot, "", unix.MS_BIND, ""))
-	w.t.Cleanup(func() { must(w.t, unix.Unmount(boot, unix.MNT_DETACH)) })
+	w.attach(mounted, "boot")
 	return mounted
+}
+
+// attach mounts a directory at a new one of the sysroot, for as long as the test lasts.
+func (w *world) attach(from, name string) {
+	w.t.Helper()
+	dir := filepath.Join(w.dir, name)
+	must(w.t, os.Mkdir(dir, 0o755))
+	must(w.t, unix.Mount(from, dir, "", unix.MS_BIND, ""))
+	w.t.Cleanup(func() { must(w.t, unix.Unmount(dir, unix.MNT_DETACH)) })
 }
 
 // TestGRUBProgram is a host whose GRUB kedge installs and keeps up to date.
@@ -90,7 +102,7 @@ func testGRUBProgram(t *testing.T, w *world) {
 	// Another host on the same partition, whose GRUB would look in the same place.
 	other := newWorldOf(t, w.backend)
 	other.anyESP = true
-	must(t, os.Symlink(esp, filepath.Join(other.dir, "efi")))
+	other.attach(esp, "efi")
 	other.bootDisk()
 	wantKind(t, install(other, other.pushGRUB("one", 1, "2.12-3")), fault.Conflict, "leads to another system")
 	check("another host was refused", "2.12-2")
@@ -103,7 +115,7 @@ func testTwoSystemsOnOnePartition(t *testing.T, w *world) {
 	esp := espWorld(t, w)
 	other := newWorldOf(t, w.backend)
 	other.anyESP = true
-	must(t, os.Symlink(esp, filepath.Join(other.dir, "efi")))
+	other.attach(esp, "efi")
 	// Kernels of the same image have the same names: the images differ.
 	w.install(w.pushBoot("one", 1, "257"), "rw")
 	other.install(other.pushBoot("three", 3, "257"), "rw")

@@ -35,7 +35,8 @@ func (c Config) newGRUB(boot, esp *os.Root, entries bool, place *grub.Place) (lo
 }
 
 // findGRUB opens GRUB as it was installed: with a menu that is generated, or one
-// that reads boot entries. Only a writer needs its program.
+// that reads boot entries. On its partition are the program, which a writer brings
+// up to date, and what it counts.
 func (c Config) findGRUB() (loader.Loader, error) {
 	for _, dir := range c.bootDirs() {
 		boot, err := os.OpenRoot(dir)
@@ -50,11 +51,9 @@ func (c Config) findGRUB() (loader.Loader, error) {
 			_ = boot.Close()
 			continue
 		}
-		var esp *os.Root
-		if c.Write || !c.onMachine() {
-			if esp, err = c.openESP(true); err != nil {
-				c.Log.Debug("GRUB's program is left as it is", "reason", err)
-			}
+		esp, err := c.openESP(c.Write || !c.onMachine())
+		if err != nil {
+			c.Log.Debug("GRUB's program is left as it is", "reason", err)
 		}
 		return c.newGRUB(boot, esp, !generated, nil)
 	}

@@ -14,6 +14,7 @@ import (
 	v1 "github.com/kedge-os/kedge/api/v1"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
+	"github.com/kedge-os/kedge/pkg/boot/uki"
 	"github.com/kedge-os/kedge/pkg/boot/usroverlay"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/fstree"
@@ -112,6 +113,8 @@ type store interface {
 	Prunable() (boot, loader int64, err error)
 	// Loader is what the boot loader of the host reads.
 	Loader() loader.Loader
+	// Bless has Loader, a loader.Counter, not count the booted deployment any more.
+	Bless(ctx context.Context) error
 	// UseLoader replaces it, in a sysroot that has no deployment yet. The store
 	// closes it.
 	UseLoader(l loader.Loader, r loader.Record)
@@ -175,6 +178,8 @@ type deployRequest struct {
 	hold bool
 	// allowMissingVerity: a root that nothing vouches for is better than none.
 	allowMissingVerity bool
+	// sign returns what signs unified kernel images on this host; nil for none.
+	sign func() (uki.Signer, error)
 }
 
 // swept is what a clean-up removed from the store.

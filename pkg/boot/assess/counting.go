@@ -17,6 +17,8 @@ type Counting struct {
 	Counted bool
 	// Why says why Counts is false.
 	Why string
+	// Own: kedge itself says that a boot was good, not systemd-bless-boot.
+	Own bool
 }
 
 // ReadCounting looks at the machine whose root is the directory machine.

@@ -52,9 +52,11 @@ type Deployment struct {
 	// Held: it is not finalised until SetHold(false).
 	Held bool
 
-	cmdline   karg.Args // of its unified kernel image
-	entryFile string    // its name in loader/entries, "" before the first Write
-	again     bool      // it was made the default: used up tries begin anew
+	cmdline   karg.Args    // of its unified kernel image
+	entryFile string       // its name in loader/entries, "" before the first Write
+	counter   *bls.Counter // in a menu that is made from the entries
+	again     bool         // it was made the default: used up tries begin anew
+	good      bool         // Bless found it good
 	// pending: its /etc and origin wait in kedge's own directory, since its state
 	// directory is in use by an entry of the list.
 	pending bool
@@ -153,7 +155,12 @@ func (d *Deployment) KernelFile() string {
 
 // Counter returns how often a boot loader has tried the deployment and will
 // still try it; nil where its entry is not counted.
-func (d *Deployment) Counter() *bls.Counter { return bls.CounterOf(d.entryFile) }
+func (d *Deployment) Counter() *bls.Counter {
+	if d.counter != nil {
+		return d.counter
+	}
+	return bls.CounterOf(d.entryFile)
+}
 
 // Title returns the boot menu's title.
 func (d *Deployment) Title() string {

@@ -16,6 +16,7 @@ import (
 	"github.com/kedge-os/kedge/pkg/boot/bls"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/keyfile"
+	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/boot/uki"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -63,6 +64,7 @@ func (s *Sysroot) loadOnce() error {
 	if s.list, err = s.loadEntries(entriesDir); err != nil {
 		return err
 	}
+	s.readCounters()
 	if err := s.markBooted(); err != nil {
 		return err
 	}
@@ -71,6 +73,27 @@ func (s *Sysroot) loadOnce() error {
 	}
 	number(s.list)
 	return nil
+}
+
+// readCounters takes over from a menu that is made from the entries what its loader
+// counts.
+func (s *Sysroot) readCounters() {
+	if s.onLoader() {
+		return
+	}
+	lines, problems, err := s.loader.Lines(s.owns)
+	if err != nil {
+		problems = append(problems, err)
+	}
+	for _, p := range problems {
+		s.problem(p)
+	}
+	for _, d := range s.list {
+		i := slices.IndexFunc(lines, func(l loader.Line) bool { return l.ID == d.lineID() })
+		if i >= 0 {
+			d.counter = lines[i].Counter
+		}
+	}
 }
 
 // number fills in what a deployment's place in the list says.

@@ -64,6 +64,7 @@ func (s *Sysroot) items(images *images, list []*Deployment) []loader.Item {
 	for i, d := range list {
 		item := loader.Item{ID: d.lineID(), Name: position{i, len(list)}.base(list[0]), Entry: d.Entry}
 		item.Count(i, len(list), func() uint64 { return s.tries(images, d) }, d.again)
+		item.Good = d.good
 		if name, ok := kernelOf(d.Entry); ok {
 			item.Files = func() ([]loader.File, error) {
 				k, err := images.kernelOf(d)
@@ -79,19 +80,33 @@ func (s *Sysroot) items(images *images, list []*Deployment) []loader.Item {
 }
 
 // tries returns how often a deployment that the menu does not have, or that is to
-// be tried again, is tried. Images are read only for those.
+// be tried again, is tried.
 func (s *Sysroot) tries(images *images, d *Deployment) uint64 {
-	if s.opts.Tries == 0 || d.entryFile != "" && !d.again {
-		return 0
-	}
 	image, err := images.get(d.Digest)
-	if err != nil {
-		return 0
-	}
-	if _, err := fs.Stat(image, loader.BlessProgram); err != nil {
+	if err != nil || !slices.ContainsFunc(s.loader.BlessedBy(), func(name string) bool {
+		if _, err := fs.Stat(image, name); err == nil {
+			return true
+		}
+		_, err := s.root.Lstat(path.Join(d.Dir(), name))
+		return err == nil
+	}) {
 		return 0
 	}
 	return s.opts.Tries
+}
+
+// Bless has the loader not count the booted deployment any more: a boot of it was
+// good. It is for loaders that leave that to kedge.
+func (s *Sysroot) Bless(ctx context.Context) error {
+	if err := s.requireLock("bless the boot"); err != nil {
+		return err
+	}
+	d, err := s.requireBooted("bless a boot")
+	if err != nil {
+		return err
+	}
+	d.good = true
+	return s.settleMenu(ctx)
 }
 
 // placeKernels puts the kernels of a list into the boot directory.

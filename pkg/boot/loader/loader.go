@@ -56,6 +56,10 @@ type Loader interface {
 	// Sweep removes the sysroot's kernels that no entry boots and keep does not
 	// name, by the directory beneath Menu.KernelDir.
 	Sweep(ctx context.Context, m Menu, keep func(name string) bool) error
+	// BlessedBy are paths in a root, of which it has to have one to say that a boot
+	// of it was good: without, its entry is not counted, for it would be given up
+	// after some good boots.
+	BlessedBy() []string
 	// Update installs the loader's program from an image, or replaces it where
 	// the image's is newer. It reports whether it wrote anything.
 	Update(image fs.FS) (bool, error)
@@ -94,20 +98,23 @@ type Item struct {
 	// Files are what the entry names. It is called only where the files are not
 	// known to be there.
 	Files func() ([]File, error)
-	// Tries is how often a deployment that the menu did not have is tried before
-	// the next line is taken; 0: it is not counted. What is left of them is not
-	// changed afterwards.
-	Tries uint64
+	// Tries returns how often a deployment that the menu did not have is tried
+	// before the next line is taken; nil, or 0: it is not counted. What is left of
+	// them is not changed afterwards. It is called only for such a deployment.
+	Tries func() uint64
 	// Renew gives a deployment whose tries are used up Tries again: somebody asked
 	// for it.
 	Renew bool
+	// Good: a boot of it was found good, and it is not counted any more. A loader
+	// leaves this out whose counters systemd-bless-boot takes off.
+	Good bool
 }
 
 // Count has the i-th of n lines tried: the default alone, and not where it has
 // nothing to fall back to.
 func (it *Item) Count(i, n int, tries func() uint64, renew bool) {
 	if i == 0 && n > 1 {
-		it.Tries, it.Renew = tries(), renew
+		it.Tries, it.Renew = tries, renew
 	}
 }
 
@@ -123,9 +130,16 @@ func Refresh(l Loader, log *slog.Logger, update func() error) {
 	}
 }
 
-// BlessProgram is what a root needs to say that a boot of it was good; its entry
-// is not counted without, for it would be given up after some good boots.
+// BlessProgram takes the counter off the entry of a good boot, where the loader
+// counts in the names of entries.
 const BlessProgram = "usr/lib/systemd/systemd-bless-boot"
+
+// Counter is a loader with which kedge says itself that a boot was good
+// (Item.Good).
+type Counter interface {
+	// Counts reports whether the loader counts boots, and why not.
+	Counts() (ok bool, why string)
+}
 
 // KeyID is the key of an entry that names its deployment. Boot loaders pass it
 // over and bootc keeps it.
@@ -195,6 +209,9 @@ func (None) Commit(context.Context, Menu) error { return nil }
 
 // Sweep implements Loader.
 func (None) Sweep(context.Context, Menu, func(string) bool) error { return nil }
+
+// BlessedBy implements Loader.
+func (None) BlessedBy() []string { return nil }
 
 // Update implements Loader.
 func (None) Update(fs.FS) (bool, error) { return false, nil }

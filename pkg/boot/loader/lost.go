@@ -34,6 +34,9 @@ func (l Lost) Commit(context.Context, Menu) error { return l.Err }
 // Sweep implements Loader.
 func (l Lost) Sweep(context.Context, Menu, func(string) bool) error { return l.Err }
 
+// BlessedBy implements Loader.
+func (Lost) BlessedBy() []string { return nil }
+
 // Update implements Loader.
 func (l Lost) Update(fs.FS) (bool, error) { return false, l.Err }
 

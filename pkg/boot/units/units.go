@@ -20,10 +20,11 @@ const (
 	BootComplete = "kedge-boot-complete.service"
 	Health       = "kedge-health.service"
 	HealthFailed = "kedge-health-failed.service"
+	Bless        = "kedge-bless-boot.service"
 )
 
 // Names lists the units.
-var Names = []string{Finalize, Hold, BootComplete, Health, HealthFailed}
+var Names = []string{Finalize, Hold, BootComplete, Health, HealthFailed, Bless}
 
 // Enabled are the links that enable the units, beneath the directory of units,
 // as their [Install] sections say it; each leads to the unit of its name.
@@ -31,6 +32,7 @@ var Enabled = []string{
 	"multi-user.target.wants/" + Finalize,
 	"multi-user.target.wants/" + BootComplete,
 	"multi-user.target.wants/" + Health,
+	"multi-user.target.wants/" + Bless,
 	"boot-complete.target.requires/" + Health,
 }
 

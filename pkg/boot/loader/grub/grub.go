@@ -102,7 +102,11 @@ func (l *Loader) Commit(ctx context.Context, m loader.Menu) error {
 	if l.opts.Entries {
 		return nil
 	}
-	text, err := Encode(m.Items)
+	runs, err := l.runs(m.Items)
+	if err != nil {
+		return fmt.Errorf("read GRUB's menu: %w", err)
+	}
+	text, err := encode(m.Items, runs)
 	if err != nil {
 		return err
 	}
@@ -159,21 +163,24 @@ func (l *Loader) hook() error {
 	return atomicfile.Write(l.boot, custom, append(have, source...), 0o644)
 }
 
-// Encode makes the fragment, the default first. Its words are quoted: nothing in a
-// title or an argument is GRUB's language.
-func Encode(items []loader.Item) ([]byte, error) {
+func entryName(i int) string { return fmt.Sprintf("kedge-%d", i) }
+
+// encode makes the fragment, the default first, and the tries of each. Its words
+// are quoted: nothing in a title or an argument is GRUB's language.
+func encode(items []loader.Item, runs []*run) ([]byte, error) {
 	var b strings.Builder
 	b.WriteString("# Written by kedge; the next change of deployments writes it anew.\n")
+	choose(&b, runs)
 	for i, item := range items {
 		get := item.Entry.Value
 		if get("linux") == "" {
 			return nil, fault.New(fault.Internal, "", "the boot entry of %s has no kernel", item.ID)
 		}
-		id := fmt.Sprintf("kedge-%d", i)
-		if i == 0 {
-			fmt.Fprintf(&b, "set default=%s\n", quote(id))
+		b.WriteString(entry{item.ID, runs[i]}.mark())
+		fmt.Fprintf(&b, "menuentry %s --id %s {\n", quote(get("title")), quote(entryName(i)))
+		if runs[i] != nil {
+			runs[i].try(&b)
 		}
-		fmt.Fprintf(&b, "menuentry %s --id %s {\n", quote(get("title")), quote(id))
 		fmt.Fprintf(&b, "\tlinux %s", quote(get("linux")))
 		for arg := range strings.FieldsSeq(get("options")) {
 			b.WriteString(" " + quote(arg))
@@ -197,11 +204,13 @@ func Encode(items []loader.Item) ([]byte, error) {
 // quote makes one word of GRUB's language of a text: single quotes, in which only
 // the quote itself has a meaning.
 func quote(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' {
-			return ' '
-		}
-		return r
-	}, s)
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return "'" + strings.ReplaceAll(strings.Map(printable, s), "'", `'\''`) + "'"
+}
+
+// printable makes a space of what could end a line.
+func printable(r rune) rune {
+	if r < ' ' {
+		return ' '
+	}
+	return r
 }

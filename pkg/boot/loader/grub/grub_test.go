@@ -50,7 +50,7 @@ func item(title, options string) loader.Item {
 func TestEncode(t *testing.T) {
 	lab.Need(t, "grub-script-check")
 	hostile := "Don't } ; reboot\n$root \"x\" \\"
-	text, err := Encode([]loader.Item{item(hostile, `root=LABEL=root quiet="a b" x='y' $z ;halt`), item("two", "")})
+	text, err := encode([]loader.Item{item(hostile, `root=LABEL=root quiet="a b" x='y' $z ;halt`), item("two", "")}, []*run{nil, nil})
 	check(t, err)
 	file := filepath.Join(t.TempDir(), "kedge.cfg")
 	check(t, os.WriteFile(file, text, 0o644))
@@ -66,7 +66,7 @@ func TestEncode(t *testing.T) {
 			t.Errorf("the menu lacks %q:\n%s", want, text)
 		}
 	}
-	if _, err := Encode([]loader.Item{{Entry: &bls.Entry{}}}); err == nil {
+	if _, err := encode([]loader.Item{{Entry: &bls.Entry{}}}, []*run{nil}); err == nil {
 		t.Error("an entry without a kernel is written")
 	}
 }

@@ -29,9 +29,10 @@ type Place struct {
 const pointerMark = "# Written by kedge: the menu is on another file system.\n"
 
 // pointer is the configuration on the EFI system partition.
-func (p Place) pointer(menu string) []byte {
-	return fmt.Appendf(nil, pointerMark+"search --no-floppy --fs-uuid --set=root %s\nset prefix=($root)%s\nconfigfile $prefix/%s\n",
-		p.UUID, quote(path.Join(p.Path, path.Dir(menu))), path.Base(menu))
+func (p Place) pointer(vendor, menu string) []byte {
+	// What is read by configfile sees what is exported.
+	return fmt.Appendf(nil, pointerMark+"set %s=($root)/%s\nexport %[1]s\nsearch --no-floppy --fs-uuid --set=root %[3]s\nset prefix=($root)%[4]s\nconfigfile $prefix/%[5]s\n",
+		environment, blockFile(vendor), p.UUID, quote(path.Join(p.Path, path.Dir(menu))), path.Base(menu))
 }
 
 // Update implements loader.Loader. Where kedge did not install GRUB it
@@ -53,7 +54,7 @@ func (l *Loader) Update(image fs.FS) (bool, error) {
 	}
 	var pointer []byte
 	if place := l.opts.Place; place != nil {
-		pointer = place.pointer(l.menu())
+		pointer = place.pointer(p.vendor, l.menu())
 		if have != nil && !bytes.Equal(have, pointer) {
 			return false, fault.New(fault.Conflict, "remove the file if that system is gone", "%s of the EFI system partition leads to another system", name)
 		}
@@ -72,6 +73,13 @@ func (l *Loader) Update(image fs.FS) (bool, error) {
 		files := []file{{name, pointer}}
 		if other := fallback + "/" + path.Base(config); !theirs && other != name {
 			files = append(files, file{other, pointer})
+		}
+		block, err := l.have(blockFile(p.vendor))
+		if err != nil {
+			return false, err
+		}
+		if block == nil && !l.opts.Entries {
+			files = append([]file{{blockFile(p.vendor), emptyBlock()}}, files...)
 		}
 		p.files = append(files, p.files...)
 		if err := l.readEntries(); err != nil {

@@ -90,10 +90,10 @@ func TestInstall(t *testing.T) {
 	}{
 		{"Debian, signed", debian("1"), false, []string{
 			"EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/grub.cfg", "EFI/BOOT/grubx64.efi", "EFI/BOOT/mmx64.efi",
-			"EFI/debian/grub.cfg", "EFI/debian/grubx64.efi", "EFI/debian/mmx64.efi", "EFI/debian/shimx64.efi",
+			"EFI/debian/grub.cfg", "EFI/debian/grubx64.efi", "EFI/debian/kedge.env", "EFI/debian/mmx64.efi", "EFI/debian/shimx64.efi",
 		}},
 		{"Debian, GRUB alone", fstest.MapFS{bareGRUB: {Data: program("grub.debian", "1")}}, false, []string{
-			"EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/grub.cfg", "EFI/debian/grub.cfg", "EFI/debian/grubx64.efi",
+			"EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/grub.cfg", "EFI/debian/grub.cfg", "EFI/debian/grubx64.efi", "EFI/debian/kedge.env",
 		}},
 		{"a tree for bootupd", fedora(bootupdDir), true, tree},
 		{"trees with versions", split, true, tree},
@@ -181,7 +181,7 @@ func TestOtherSystems(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for what, text := range map[string][]byte{"another sysroot": (Place{"ffff0000-0000-0000-0000-000000000000", "/"}).pointer(config), "Debian": []byte("search.fs_uuid x root\n")} {
+	for what, text := range map[string][]byte{"another sysroot": (Place{"ffff0000-0000-0000-0000-000000000000", "/"}).pointer("debian", config), "Debian": []byte("search.fs_uuid x root\n")} {
 		esp := t.TempDir()
 		put(esp, "EFI/debian/grub.cfg", text)
 		_, err := openESP(t, t.TempDir(), esp, Options{Place: place}).Update(debian("9"))

@@ -167,10 +167,12 @@ func render(m loader.Menu, item loader.Item, key string, ours []found) rendered 
 
 // newCounter is that of a deployment that has not been tried.
 func newCounter(item loader.Item) string {
-	if item.Tries == 0 {
-		return ""
+	if item.Tries != nil {
+		if n := item.Tries(); n > 0 {
+			return fmt.Sprintf("+%d", n)
+		}
 	}
-	return fmt.Sprintf("+%d", item.Tries)
+	return ""
 }
 
 // keyBefore returns a sort-key that stands before those of the entries that are

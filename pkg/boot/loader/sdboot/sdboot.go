@@ -90,6 +90,9 @@ func (l *Loader) Name() string { return loader.NameSystemdBoot }
 // program.
 func (l *Loader) Extended() bool { return l.opts.Programs != l.root }
 
+// BlessedBy implements loader.Loader.
+func (l *Loader) BlessedBy() []string { return []string{loader.BlessProgram} }
+
 // Root implements loader.Loader.
 func (l *Loader) Root() *os.Root { return l.root }
 
