@@ -45,6 +45,9 @@ type KedgeEntry struct {
 	Packages *Packages `json:"packages,omitempty"`
 	// Initramfs is left out where the deployment has the image's own.
 	Initramfs *Initramfs `json:"initramfs,omitempty"`
+	// SignedHere says that it boots a unified kernel image which was made of its
+	// image's and signed on this host.
+	SignedHere bool `json:"signedHere,omitempty"`
 	// Health is how the last boot of this root that was judged went; left out
 	// before there was one.
 	Health *Health `json:"health,omitempty"`

@@ -173,6 +173,9 @@ func writeEntry(b *strings.Builder, e *env, r row) {
 	if i := k.Initramfs; i != nil {
 		line("initrd", "%s", strings.TrimSpace("made on this host "+strings.Join(i.Args, " ")))
 	}
+	if k.SignedHere {
+		line("kernel", "unified kernel image made and signed on this host")
+	}
 	if i := k.BaseImage; i != nil {
 		line("base", "%s", i.ImageDigest)
 	}

@@ -197,7 +197,7 @@ func (s *composefsStore) Deployments() (deployments, error) {
 			downloadOnly: b.Held, origin: parseOrigin(b.Origin), kargs: b.Kargs(), manifest: b.ManifestDigest(),
 			counter: b.Counter(), key: b.Digest + " " + b.Kargs().String(), made: modified(s.Root(), b.OriginPath()),
 		}
-		d.kernel = b.KernelFile()
+		d.kernel, d.signedHere = b.KernelFile(), b.MadeHere()
 		var err error
 		if d.image, err = s.image(d.manifest); err != nil {
 			s.cfg.Log.Warn("the image of a deployment cannot be read", "deployment", d.id, "error", err)
@@ -241,9 +241,6 @@ func (s *composefsStore) ImageKargs(ctx context.Context, d *deployment) (karg.Ar
 	b, err := s.native(d)
 	if err != nil {
 		return nil, err
-	}
-	if b.Type == imageroot.TypeUKI {
-		return b.Kargs(), nil
 	}
 	return s.sysroot.ImageKargs(ctx, b)
 }

@@ -51,9 +51,10 @@ func (s *composefsStore) Deploy(ctx context.Context, r deployRequest) (d *deploy
 	if manifest := s.manifests[r.root]; manifest != "" {
 		req.Origin.Set(groupImage, keyManifest, manifest)
 	}
+	req.Derived, req.Sign = readPackages(req.Origin) != nil, r.sign
 	req.Kargs, req.ExactKargs = r.kargs, r.base != nil && r.kargs != nil
-	// A unified kernel image leaves nothing to continue but what runs.
-	if base != nil && base.Staged && r.kargs == nil && base.Type == imageroot.TypeBLS {
+	// An image's own unified kernel image leaves nothing to continue but what runs.
+	if base != nil && base.Staged && r.kargs == nil && (base.Type == imageroot.TypeBLS || base.MadeHere()) {
 		if req.Kargs, err = s.kargsAsRunning(ctx, base, req.Merge); err != nil {
 			return nil, err
 		}
@@ -75,7 +76,7 @@ func (s *composefsStore) Deploy(ctx context.Context, r deployRequest) (d *deploy
 	if len(list) == 0 || list[0].root != r.root {
 		return nil, fault.New(fault.Internal, "", "the new deployment %s is not in the list", fresh.Name())
 	}
-	list[0].etcChanges = s.sysroot.EtcChanges()
+	list[0].etcChanges, list[0].droppedPCRs = s.sysroot.EtcChanges(), s.sysroot.DroppedPCRs()
 	return list[0], nil
 }
 

@@ -46,8 +46,8 @@ func (s *composefsStore) Import(ctx context.Context, src *ocibridge.Source, _ oc
 	return w.Boot.Digest.String(), nil
 }
 
-// importImage brings an image in; damaged objects count as missing. A unified
-// kernel image belongs to the base of an image with packages, not to that.
+// importImage brings an image in; damaged objects count as missing. The unified
+// kernel image of one with packages names the image that they were put on.
 func (s *composefsStore) importImage(ctx context.Context, src *ocibridge.Source, damaged []composefs.Digest, packages bool) (*composefs.Written, error) {
 	state, err := s.state()
 	if err != nil {
@@ -73,11 +73,9 @@ func (s *composefsStore) importImage(ctx context.Context, src *ocibridge.Source,
 	if err := checkEtc(img.Tree, "etc"); err != nil {
 		return nil, err
 	}
-	var unified *importedUKI
-	if !packages {
-		if unified, err = s.readUKI(im, img.Tree); err != nil {
-			return nil, err
-		}
+	unified, err := s.readUKI(im, img.Tree)
+	if err != nil {
+		return nil, err
 	}
 	if err := checkKernel(img.Tree); err != nil && unified == nil {
 		return nil, err
@@ -89,7 +87,7 @@ func (s *composefsStore) importImage(ctx context.Context, src *ocibridge.Source,
 	for _, l := range img.Layers {
 		c.DiffIDs = append(c.DiffIDs, l.DiffID)
 	}
-	if unified != nil {
+	if unified != nil && !packages {
 		c.Expect = unified.root
 	}
 	img = nil // the layers' indexes are as large as the tree
@@ -98,7 +96,7 @@ func (s *composefsStore) importImage(ctx context.Context, src *ocibridge.Source,
 		return nil, err
 	}
 	if unified != nil {
-		if err := s.noteUKI(unified); err != nil {
+		if err := s.noteUKI(w.Boot.Digest, unified.object); err != nil {
 			return nil, err
 		}
 	}

@@ -69,11 +69,11 @@ func (s *composefsStore) readUKI(im *composefs.Import, t *fstree.Tree) (*importe
 }
 
 // noteUKI keeps what is known of the unified kernel image of a root.
-func (s *composefsStore) noteUKI(u *importedUKI) error {
+func (s *composefsStore) noteUKI(root, object composefs.Digest) error {
 	if err := s.Root().MkdirAll(ukiDir, 0o755); err != nil {
 		return err
 	}
-	return atomicfile.Write(s.Root(), path.Join(ukiDir, u.root.String()), []byte(u.object.String()+"\n"), 0o644)
+	return atomicfile.Write(s.Root(), path.Join(ukiDir, root.String()), []byte(object.String()+"\n"), 0o644)
 }
 
 // notedUKI returns the object that has the unified kernel image of a root; "" where

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	ociv1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -41,13 +42,25 @@ func (w *world) pushUKI(tag string, u unified) (ref string) {
 			}
 		}
 	}
-	entries = append(entries, smallimage.Dir("usr/lib/systemd"), smallimage.Dir("usr/lib/systemd/boot"), smallimage.Dir("usr/lib/systemd/boot/efi"),
-		smallimage.File("usr/lib/systemd/boot/efi/systemd-bootx64.efi", 0o755, string(loadertest.Program("257"))))
-	tree := layer(w.t, append(entries, u.more...))
-	img, err := smallimage.Image("1.0", tree)
+	entries = append(entries, bootProgram()...)
+	img, err := smallimage.Image("1.0", layer(w.t, append(entries, u.more...)))
 	must(w.t, err)
+	return w.pushSealed(tag, img, u)
+}
+
+// bootProgram is systemd-boot, where images have it.
+func bootProgram() []smallimage.Entry {
+	return []smallimage.Entry{
+		smallimage.Dir("usr/lib/systemd"), smallimage.Dir("usr/lib/systemd/boot"), smallimage.Dir("usr/lib/systemd/boot/efi"),
+		smallimage.File("usr/lib/systemd/boot/efi/systemd-bootx64.efi", 0o755, string(loadertest.Program("257"))),
+	}
+}
+
+// pushSealed puts a unified kernel image for the tree of an image on it.
+func (w *world) pushSealed(tag string, img ociv1.Image, u unified) (ref string) {
+	w.t.Helper()
 	dir := w.t.TempDir()
-	_, err = layout.Write(dir, mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: img}))
+	_, err := layout.Write(dir, mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: img}))
 	must(w.t, err)
 	root, err := builder.Digest(context.Background(), "oci:"+dir, builder.DigestOptions{})
 	must(w.t, err)
@@ -57,10 +70,12 @@ func (w *world) pushUKI(tag string, u unified) (ref string) {
 	}
 	cmdline := strings.TrimSpace("composefs=?" + digest + " " + u.kargs)
 	program := loadertest.UKI(cmdline, "kernel "+tag, "initrd "+tag)
-	img, err = smallimage.Image(tag, tree, layer(w.t, []smallimage.Entry{
+	layers, err := img.Layers()
+	must(w.t, err)
+	img, err = smallimage.Image(tag, append(layers, layer(w.t, []smallimage.Entry{
 		smallimage.Dir("boot"), smallimage.Dir("boot/EFI"), smallimage.Dir("boot/EFI/Linux"),
 		smallimage.File("boot/EFI/Linux/os.efi", 0, string(program)),
-	}))
+	}))...)
 	must(w.t, err)
 	ref, _ = w.pushImage(tag, img)
 	return ref
@@ -75,7 +90,7 @@ func (w *world) started(esp string) string {
 	must(w.t, err)
 	_, kernel, _ := strings.Cut(string(data), "kernel ")
 	kernel, _, _ = strings.Cut(kernel, "initrd ")
-	return kernel
+	return strings.TrimRight(kernel, "\x00") // a section that was written anew has padding
 }
 
 // TestUnifiedKernelImages is the life of a host with unified kernel images, not

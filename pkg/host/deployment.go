@@ -32,14 +32,19 @@ type deployment struct {
 	image    *imageInfo // nil: none, or it cannot be read
 	update   *imageInfo // newer image that a check found, or nil
 	kargs    []string
-	kernel   string    // tells kernels in /boot apart
-	made     time.Time // or when its origin was changed last
+	kernel   string // tells kernels in /boot apart
+	// signedHere: it is a unified kernel image that was made and signed on this host.
+	signedHere bool
+	made       time.Time // or when its origin was changed last
 	// counter is how often a boot loader tried it and will; nil: not counted.
 	counter *bls.Counter
 
 	// etcChanges are what the merge of /etc found; known only of what Deploy
 	// returns.
 	etcChanges []etcmerge.Change
+	// droppedPCRs: its unified kernel image lacks the signatures of PCR values that
+	// its image's has; known as etcChanges.
+	droppedPCRs bool
 }
 
 // origin is what was asked for.

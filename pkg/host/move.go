@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/boot/uki"
 	"github.com/kedge-os/kedge/pkg/boot/units"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/ocibridge"
@@ -238,6 +239,7 @@ func (h *Host) deploy(ctx context.Context, verb string, before deployments, r de
 	k := h.keeper(ctx, before)
 	stay, gone := k.behind(before, r.stateroot)
 	h.store.Retain(stay)
+	r.sign = func() (uki.Signer, error) { return h.ukiSigner(ctx) }
 	d, err := h.store.Deploy(ctx, r)
 	if err != nil {
 		return nil, err
@@ -248,6 +250,9 @@ func (h *Host) deploy(ctx context.Context, verb string, before deployments, r de
 	}
 	res := result(verb, d)
 	res.Warnings = k.warnings()
+	if d.droppedPCRs {
+		res.Warnings = append(res.Warnings, "the unified kernel image made here has no signatures of PCR values, as the image's has: a TPM does not unseal for it what is bound to them (systemd-cryptenroll --tpm2-public-key)")
+	}
 	res.Etc = conflictsOf(etcChanges(d.etcChanges))
 	return res, nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/boot/imageroot"
 	"github.com/kedge-os/kedge/pkg/fault"
 	"github.com/kedge-os/kedge/pkg/layering"
 	"github.com/kedge-os/kedge/pkg/ocibridge"
@@ -75,8 +76,13 @@ func (h *Host) layer(ctx context.Context, base layerBase, wants packageIntent, o
 	if unified, err := h.store.BootsUKI(ctx, base.root); err != nil {
 		return nil, err
 	} else if unified {
-		return nil, fault.New(fault.Conflict, "build what is wanted into the image, or use one with a separate kernel",
-			"the image boots a unified kernel image, which is signed for the files that the image has: packages and another initramfs cannot come in")
+		signer, err := h.ukiSigner(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if signer == nil {
+			return nil, imageroot.ErrSealed
+		}
 	}
 	out.record = &packageRecord{packageIntent: wants, base: base.image.digest}
 	images, err := h.localImages()

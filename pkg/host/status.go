@@ -73,7 +73,7 @@ func (h *Host) entry(d *deployment, next bool) *v1.BootEntry {
 		Incompatible: d.origin.incompatible, Pinned: d.pinned, DownloadOnly: d.downloadOnly,
 		Kedge: &v1.KedgeEntry{
 			ID: d.id, Index: d.index, Next: next, Backend: h.store.Name(), Origin: d.origin.text,
-			Kargs: d.kargs, Packages: h.packages(d), Initramfs: ownInitramfs(d), Degraded: d.degraded(),
+			Kargs: d.kargs, Packages: h.packages(d), Initramfs: ownInitramfs(d), Degraded: d.degraded(), SignedHere: d.signedHere,
 		},
 	}
 	h.store.Describe(d, e)

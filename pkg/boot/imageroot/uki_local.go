@@ -56,6 +56,10 @@ func (d *Deployment) localUKI() string {
 	return localSum(name)
 }
 
+// MadeHere reports whether a deployment boots a unified kernel image that was made
+// and signed on this machine.
+func (d *Deployment) MadeHere() bool { return d.localUKI() != "" }
+
 // kernelKey names a kernel in the boot directory as long as something boots it: its
 // directory, or a unified kernel image.
 func kernelKey(name string) string {
@@ -139,15 +143,20 @@ func (s *Sysroot) local(d *Deployment, named string, wanted karg.Args, differs s
 	return images.findLocal(sum)
 }
 
+const keyHint = "or give kedge a key and a certificate to sign another one with (key and certificate in /etc/kedge/uki.toml, docs/composefs.md)"
+
+// ErrSealed is what a change of the files of an image is answered with that would
+// need another unified kernel image, and nothing to sign it with.
+var ErrSealed = fault.New(fault.Conflict, "build what is wanted into the image, "+keyHint,
+	"the image boots a unified kernel image, which is signed for the files that the image has: packages and another initramfs cannot come in")
+
 // unsigned is what a change is answered with that would need another unified kernel
 // image, and nothing to sign it with.
 func unsigned(differs string) error {
-	const hint = "or give kedge a key and a certificate to sign another one with (/etc/kedge/uki.toml, docs/composefs.md)"
 	if differs == "" {
-		return fault.New(fault.Conflict, "build what is wanted into the image, "+hint,
-			"the image boots a unified kernel image, which is signed for the files that the image has: packages and another initramfs cannot come in")
+		return ErrSealed
 	}
-	return fault.New(fault.Conflict, "have the image built with a unified kernel image that has the kernel arguments wanted; arguments of this machine alone go with kedge kargs --delete before the switch; "+hint,
+	return fault.New(fault.Conflict, "have the image built with a unified kernel image that has the kernel arguments wanted; arguments of this machine alone go with kedge kargs --delete before the switch; "+keyHint,
 		"the kernel arguments are part of the signed unified kernel image, which %s", differs)
 }
 
