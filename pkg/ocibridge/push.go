@@ -99,9 +99,9 @@ type pusher struct {
 // missing returns the layers that have to be sent; others are mounted or there.
 func (p *pusher) missing(ctx context.Context) (list []v1.Descriptor, err error) {
 	var digests []digest.Digest
-	mounter, err := newMounter(ctx, p.opt.system(p.to), p.to, p.upload.Origin)
-	if err != nil {
-		p.opt.Logger.Debug("no layer is mounted", "from", p.upload.Origin, "error", err)
+	mounter, unable := newMounter(ctx, p.opt.system(p.to), p.to, p.upload.Origin)
+	if unable != nil {
+		p.opt.Logger.Debug("no layer is mounted", "from", p.upload.Origin, "error", unable)
 	}
 	for _, l := range p.upload.Layers {
 		there, _, err := p.dest.TryReusingBlob(ctx, blobInfo(l), none.NoCache, false)
