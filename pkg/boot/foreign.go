@@ -38,7 +38,7 @@ func carry(src, dst *dirfd.Dir, ours func(dir *dirfd.Dir, name string) bool) err
 	}
 	for _, n := range names {
 		if n != "entries" {
-			if err := copyAny(src, dst, n); err != nil {
+			if err := dst.CopyAny(src, n); err != nil {
 				return err
 			}
 			continue
@@ -59,7 +59,7 @@ func carry(src, dst *dirfd.Dir, ours func(dir *dirfd.Dir, name string) bool) err
 		}
 		for _, e := range entries {
 			if !ours(from, e) {
-				if err := copyAny(from, to, e); err != nil {
+				if err := to.CopyAny(from, e); err != nil {
 					return err
 				}
 			}

@@ -60,7 +60,7 @@ func (s *Sysroot) installKernel(k *Kernel, deployment *os.Root, d *Deployment, l
 		}
 	}
 	if k.dtbDir {
-		if err := copyTree(from, to, "dtb"); err != nil {
+		if err := to.CopyTree(from, "dtb"); err != nil {
 			return fmt.Errorf("install the device trees: %w", err)
 		}
 	}
@@ -95,64 +95,4 @@ func installFile(from, to *dirfd.Dir, f kernelFile, labels Labeler) error {
 		}
 	}
 	return to.CopyFile(from, f.src, f.dst, meta)
-}
-
-// copyTree copies a directory with everything in it.
-func copyTree(from, to *dirfd.Dir, name string) error {
-	if err := to.Mkdir(name); err != nil {
-		return err
-	}
-	src, err := from.Sub(name)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := to.Sub(name)
-	if err != nil {
-		return err
-	}
-	defer dst.Close()
-	names, err := src.Names()
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if err := copyAny(src, dst, n); err != nil {
-			return err
-		}
-	}
-	st, err := src.Lstat(".")
-	if err != nil {
-		return err
-	}
-	return dst.SetMeta(".", st.Uid, st.Gid, st.Mode, nil)
-}
-
-// copyAny copies an entry, a directory with everything in it, without extended
-// attributes; sockets, fifos and devices are left out.
-func copyAny(src, dst *dirfd.Dir, name string) error {
-	st, err := src.Lstat(name)
-	if err != nil {
-		return err
-	}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		return copyTree(src, dst, name)
-	case unix.S_IFREG:
-		return dst.CopyFile(src, name, name, dirfd.Meta{UID: st.Uid, GID: st.Gid, Mode: st.Mode, Mtime: st.Mtim, Sync: true})
-	case unix.S_IFLNK:
-		return copySymlink(src, dst, name)
-	}
-	return nil
-}
-
-func copySymlink(src, dst *dirfd.Dir, name string) error {
-	target, err := src.Readlink(name)
-	if err != nil {
-		return err
-	}
-	if err := dst.Remove(name); err != nil {
-		return err
-	}
-	return dst.Symlink(target, name)
 }

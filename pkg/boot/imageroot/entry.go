@@ -150,7 +150,7 @@ func (s *Sysroot) fillEntries(dir string, list []*Deployment) (changed bool, err
 	if err != nil {
 		return false, err
 	}
-	have, err := s.readEntries()
+	have, others, err := s.readEntries()
 	if err != nil {
 		return false, fmt.Errorf("read the boot entries in use: %w", err)
 	}
@@ -176,7 +176,36 @@ func (s *Sysroot) fillEntries(dir string, list []*Deployment) (changed bool, err
 			return false, fmt.Errorf("write the boot entry %s: %w", name, err)
 		}
 	}
+	if s.onLoader() {
+		return changed, nil // nothing replaces the directory in use there
+	}
+	if err := s.carry(dir, others); err != nil {
+		return false, fmt.Errorf("carry over the boot entries of others: %w", err)
+	}
 	return changed, nil
+}
+
+// carry copies what stands among the entries in use and is no entry to dir.
+func (s *Sysroot) carry(dir string, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	from, err := dirfd.Open(s.boot, entriesDir)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := dirfd.Open(s.boot, dir)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	for _, n := range names {
+		if err := to.CopyAny(from, n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Sysroot) writeSynced(name string, text []byte) error {
@@ -193,25 +222,27 @@ func (s *Sysroot) writeSynced(name string, text []byte) error {
 	return err
 }
 
-// readEntries returns the files of the directory of entries in use.
-func (s *Sysroot) readEntries() (map[string][]byte, error) {
-	files := map[string][]byte{}
+// readEntries returns the files of the directory of entries in use, and the names of
+// what can be none: directories, files that are too large, symlinks that lead out.
+func (s *Sysroot) readEntries() (files map[string][]byte, others []string, err error) {
+	files = map[string][]byte{}
 	names, err := dirfd.ReadNames(s.boot, entriesDir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return files, nil
+		return files, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, n := range names {
 		text, err := readSmall(s.boot, path.Join(entriesDir, n))
-		if fault.KindOf(err) == fault.Corrupt && s.onLoader() {
-			continue // another system's, and nothing replaces the directory there
+		switch {
+		case fault.KindOf(err) == fault.Corrupt, errors.Is(err, fs.ErrNotExist):
+			others = append(others, n)
+		case err != nil:
+			return nil, nil, err
+		default:
+			files[n] = text
 		}
-		if err != nil {
-			return nil, err
-		}
-		files[n] = text
 	}
-	return files, nil
+	return files, others, nil
 }

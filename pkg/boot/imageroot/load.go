@@ -256,12 +256,5 @@ func (s *Sysroot) readOrigin(name string) (*keyfile.File, error) {
 
 // readSmall reads a small regular file.
 func readSmall(root *os.Root, name string) ([]byte, error) {
-	st, err := root.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() || st.Size() > maxEntry {
-		return nil, fault.New(fault.Corrupt, "", "%s is not a regular file of at most %d bytes", name, maxEntry)
-	}
-	return root.ReadFile(name)
+	return dirfd.ReadFile(root, name, maxEntry)
 }
