@@ -32,8 +32,8 @@ func cmdHealth(e *env) *cli.Command {
 			{
 				Name:  "mark-good",
 				Usage: "take the deployment that runs for good, whatever its checks said",
-				Description: "Records that it is good, lets it out of quarantine, and has systemd-bless-boot take the\n" +
-					"counter off its boot entry. On a sysroot that is not booted it is about the default.",
+				Description: "Records that it is good, lets it out of quarantine, and has the boot loader count its boots\n" +
+					"no longer. On a sysroot that is not booted it is about the default.",
 				UsageText: "kedge health mark-good",
 				Action:    withoutOperands(func(c *cli.Context) error { return runMarkGood(c.Context, e) }),
 			},
