@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/kedge-os/kedge/pkg/boot/bls"
@@ -189,7 +190,8 @@ func (s *Sysroot) sealedKargs(d *Deployment, images *images, r DeployRequest) (k
 	// What the machine says of its root, or of its console, is right for it.
 	own := wanted
 	for _, arg := range fresh {
-		if len(own.Values(karg.Key(arg))) == 0 {
+		overrides := func(o string) bool { return karg.Key(o) == karg.Key(arg) && !fresh.Contains(o) }
+		if !slices.ContainsFunc(own, overrides) {
 			wanted = wanted.AppendMissing(arg)
 		}
 	}

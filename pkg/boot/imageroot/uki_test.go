@@ -170,11 +170,11 @@ func TestUnifiedFromSeparate(t *testing.T) {
 	w := newWorld(t)
 	s := w.onESP()
 	w.deploy(s, request(s, w.image(osTree("a").with(files{"usr/lib/bootc/kargs.d/10.toml": `kargs = ["quiet"]`}))))
-	lacking, having := w.unified(osTree("b"), "rw"), w.unified(osTree("c"), "splash root=UUID=1 rw")
+	lacking, having := w.unified(osTree("b"), "rw"), w.unified(osTree("c"), "splash root=UUID=1 root=UUID=2 rw")
 	_, err := s.Deploy(t.Context(), request(s, lacking))
 	wantKind(t, err, fault.Conflict, "has no root=UUID=1")
 	d := w.deploy(s, request(s, having))
-	if d.Type != TypeUKI || d.Kargs().String() != "splash root=UUID=1 rw" {
+	if d.Type != TypeUKI || d.Kargs().String() != "splash root=UUID=1 root=UUID=2 rw" {
 		t.Errorf("deployed %+v with %q", d, d.Kargs())
 	}
 }
