@@ -26,10 +26,12 @@ const (
 	composefsDir   = "composefs"
 	composefsState = "state/kedge"
 	composefsVar   = "state/os/default/var"
+	// composefsDeployments match the directories of deployments.
+	composefsDeployments = "state/deploy/*"
 )
 
 var composefsBackend = &backend{
-	name: "composefs", dir: "state/deploy", marker: "run/composefs/staged-deployment", own: []string{composefsDir, "state"},
+	name: "composefs", dir: "state/deploy", deployments: composefsDeployments, marker: "run/composefs/staged-deployment", own: []string{composefsDir, "state"},
 	needs: requirement{
 		"kedge-initramfs or bootc-root-setup", "the initramfs may lack it too, and the image then does not boot",
 		[]string{"usr/lib/kedge/kedge-initramfs", "usr/lib/bootc/initramfs-setup", "usr/lib/systemd/system/bootc-root-setup.service"},
@@ -163,7 +165,7 @@ func (s *composefsStore) Lock(ctx context.Context) error {
 	}
 	if err := s.recover(ctx); err != nil {
 		s.sysroot.Unlock()
-		return fmt.Errorf("remove what an interrupted change left: %w", err)
+		return err
 	}
 	return nil
 }
@@ -180,11 +182,14 @@ func (s *composefsStore) begin() error {
 
 // recover removes what a writer that died left, except for fetched layers.
 func (s *composefsStore) recover(ctx context.Context) error {
+	if err := s.change.checkListed(s.Root(), composefsDeployments, len(s.sysroot.Deployments())); err != nil {
+		return err
+	}
 	if died, err := s.change.look(s.Root()); !died || err != nil {
 		return err
 	}
 	_, err := s.sweep(ctx, false)
-	return err
+	return wrap("remove what an interrupted change left", err)
 }
 
 // Deployments implements store.

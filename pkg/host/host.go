@@ -184,6 +184,9 @@ func (h *Host) followed() (*deployment, error) {
 }
 
 func (h *Host) nothingDeployed() error {
+	if n, err := unlisted(h.root, h.backend.deployments); err == nil && n > 0 {
+		return errUnlisted(n)
+	}
 	return fault.New(fault.NotFound, "kedge install to-filesystem installs an image", "nothing is deployed in %s", h.cfg.Sysroot)
 }
 

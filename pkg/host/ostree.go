@@ -3,7 +3,6 @@ package host
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -22,8 +21,11 @@ const repoDir = "ostree/repo"
 // stateDir is kedge's own state beside the repository.
 const stateDir = "ostree/kedge"
 
+// ostreeDeployments match the directories of deployments.
+const ostreeDeployments = "ostree/deploy/*/deploy/*.*"
+
 var ostreeBackend = &backend{
-	name: "ostree", dir: "ostree/deploy", marker: "run/ostree/staged-deployment", own: []string{"ostree"},
+	name: "ostree", dir: "ostree/deploy", deployments: ostreeDeployments, marker: "run/ostree/staged-deployment", own: []string{"ostree"},
 	needs: requirement{
 		"ostree-prepare-root", "the initramfs may lack it too, and the image then does not boot",
 		[]string{"usr/lib/ostree/ostree-prepare-root"},
@@ -103,7 +105,7 @@ func (s *ostreeStore) Lock(ctx context.Context) error {
 	}
 	if err := s.recover(ctx); err != nil {
 		s.sysroot.Unlock()
-		return fmt.Errorf("remove what an interrupted change left: %w", err)
+		return err
 	}
 	return nil
 }
@@ -120,14 +122,17 @@ func (s *ostreeStore) begin() error { return s.change.begin(s.Root(), s.repo.Cle
 // recover removes what a writer that died left, except for fetched layers,
 // which spare the next import some work.
 func (s *ostreeStore) recover(ctx context.Context) error {
+	if err := s.change.checkListed(s.Root(), ostreeDeployments, len(s.sysroot.Deployments())); err != nil {
+		return err
+	}
 	if died, err := s.change.look(s.Root()); !died || err != nil {
 		return err
 	}
-	if err := s.repo.CleanSides(); err != nil {
-		return err
+	err := s.repo.CleanSides()
+	if err == nil {
+		_, err = s.sweep(ctx, sweepOptions{prune: true})
 	}
-	_, err := s.sweep(ctx, sweepOptions{prune: true})
-	return err
+	return wrap("remove what an interrupted change left", err)
 }
 
 // Settle implements store: it gives back the layers too that an interrupted

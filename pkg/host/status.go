@@ -61,6 +61,9 @@ func (h *Host) Status(ctx context.Context) (*v1.Host, error) {
 		s.Kedge.Warnings = append(s.Kedge.Warnings, problem.Error())
 	}
 	s.Kedge.Warnings = append(s.Kedge.Warnings, h.store.Warnings(list)...)
+	if n, err := unlisted(h.root, h.backend.deployments); err == nil && n > 0 && len(list) == 0 {
+		s.Kedge.Warnings = append(s.Kedge.Warnings, unlistedText(n))
+	}
 	if h.Booted() {
 		_, err := h.policy(ctx, list)
 		s.Kedge.Warnings = append(s.Kedge.Warnings, policyWarnings(err)...)

@@ -210,6 +210,8 @@ type backend struct {
 	// dir is what a sysroot of this backend has, beneath the physical root; the
 	// directory is touched at every change of the deployments.
 	dir string
+	// deployments matches the directories of deployments there.
+	deployments string
 	// marker is the file beneath the machine's root that says what is staged.
 	marker string
 	// own are the names that a sysroot may have at its top beside a new file
