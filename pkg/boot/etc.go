@@ -103,11 +103,11 @@ func (s *Sysroot) etcOf(d *Deployment) (base, local source.Dir, done func(), err
 		return nil, nil, func() {}, nil
 	}
 	if base, err = openSource(s.root, path.Join(d.Dir(), "usr/etc")); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, source.Lacking(d.Name(), err)
 	}
 	if local, err = openSource(s.root, path.Join(d.Dir(), "etc")); err != nil {
 		_ = base.Close()
-		return nil, nil, nil, err
+		return nil, nil, nil, source.Lacking(d.Name(), err)
 	}
 	return base, local, func() { _, _ = base.Close(), local.Close() }, nil
 }

@@ -134,6 +134,9 @@ func OpenRepo(parent *os.Root, name string) (_ *Repo, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open the composefs repository: %w", err)
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fault.New(fault.Corrupt, "put meta.json back: it is the same in every repository that one version of a program makes", "%w", err)
+			}
 			_ = r.Close()
 		}
 	}()

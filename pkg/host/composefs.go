@@ -335,7 +335,7 @@ func (s *composefsStore) read(ctx context.Context, root string) (*composefs.File
 	}
 	f, err := s.repo.Files(ctx, d)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "run kedge fsck --repair", "%w", err)
+		return nil, fault.New(fault.Corrupt, "run kedge fsck --repair", "%w", err)
 	}
 	if err == nil {
 		s.files[root] = f

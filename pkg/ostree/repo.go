@@ -117,35 +117,42 @@ func openError(path string, err error) error {
 	return err
 }
 
-func open(dir *os.File, path string) (r *Repo, err error) {
-	r = &Repo{dir: dir, path: path}
-	defer func() {
-		if err != nil {
-			_ = r.Close()
-			r, err = nil, openError(path, err)
+func open(dir *os.File, path string) (*Repo, error) {
+	r := &Repo{dir: dir, path: path}
+	if err := r.open(); err != nil {
+		_ = r.Close()
+		err = fmt.Errorf("open the ostree repository %s: %w", path, err)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || fault.KindOf(err) == fault.Internal {
+			return nil, fault.New(fault.Corrupt, "after an interrupted installation, install again; else restore what is missing there from a backup", "%w", err)
 		}
-	}()
-	data, err := readFileAt(dir, "config", maxConfig)
-	if err != nil {
 		return nil, err
+	}
+	return r, nil
+}
+
+// open reads the configuration and opens the directories.
+func (r *Repo) open() error {
+	data, err := readFileAt(r.dir, "config", maxConfig)
+	if err != nil {
+		return err
 	}
 	if r.config, err = ParseConfig(data); err != nil {
-		return nil, err
+		return err
 	}
 	if v := r.config.Text("core", "repo_version", ""); v != "1" {
-		return nil, fmt.Errorf("repository version %q instead of 1", v)
+		return fmt.Errorf("repository version %q instead of 1", v)
 	}
 	if r.mode, err = parseMode(r.config.Text("core", "mode", "bare")); err != nil {
-		return nil, err
+		return err
 	}
-	if r.objects, err = openDirAt(dir, "objects"); err != nil {
-		return nil, err
+	if r.objects, err = openDirAt(r.dir, "objects"); err != nil {
+		return err
 	}
-	if r.tmp, err = openDirAt(dir, "tmp"); err != nil {
-		return nil, err
+	if r.tmp, err = openDirAt(r.dir, "tmp"); err != nil {
+		return err
 	}
 	r.bootID, err = bootID()
-	return r, err
+	return err
 }
 
 // Create makes a repository of a mode in the directory path, which may exist.

@@ -100,7 +100,8 @@ func (s *Sysroot) openEtc(images *images, d *Deployment) (source.Dir, error) {
 		if err != nil {
 			return nil, err
 		}
-		return openDisk(s.root, d.etcDir())
+		local, err := openDisk(s.root, d.etcDir())
+		return local, source.Lacking(d.Name(), err)
 	}
 	lower, err := images.etc(d)
 	if err != nil {
