@@ -204,6 +204,8 @@ type Check struct {
 	Problems    []string `json:"problems"`
 	// Repaired are the problems that there were before a repair.
 	Repaired []string `json:"repaired,omitempty"`
+	// Repairable says that a repair may do something about the problems.
+	Repairable bool `json:"repairable,omitempty"`
 }
 
 // Cleanup is what a clean-up removed, or with dryRun would remove.

@@ -20,7 +20,8 @@ func cmdFsck(e *env) *cli.Command {
 		Description: "Reads every object of the store and compares it with its checksum or fs-verity digest;\n" +
 			"checks that each deployment has its root, its origin, its kernel and its boot entry.\n\n" +
 			"With --repair what is damaged is fetched again from the registry, from the very image that\n" +
-			"the deployment was made from, and put in its place. Without it nothing is changed.",
+			"the deployment was made from, and put in its place; a kernel that is missing in /boot comes\n" +
+			"from the deployment. Without it nothing is changed.",
 		UsageText: "kedge fsck --repair",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "repair", Usage: "fetch what is damaged again", Destination: &opts.Repair},
@@ -45,7 +46,10 @@ func runFsck(ctx context.Context, e *env, opts host.FsckOptions) error {
 	if opts.Repair {
 		return fault.New(fault.Corrupt, "move to another image: kedge upgrade, or kedge switch IMAGE", "fsck: %s left", count(n, "problem"))
 	}
-	return fault.New(fault.Corrupt, "kedge fsck --repair fetches what is damaged", "fsck: %s", count(n, "problem"))
+	if !r.Repairable {
+		return fault.New(fault.Corrupt, "nothing of it can be fetched again; kedge upgrade, or kedge switch IMAGE, makes a new deployment", "fsck: %s", count(n, "problem"))
+	}
+	return fault.New(fault.Corrupt, "kedge fsck --repair puts back what can be", "fsck: %s", count(n, "problem"))
 }
 
 func checkText(r *v1.Check) string {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
+	"github.com/kedge-os/kedge/pkg/boot/imageroot"
 	"github.com/kedge-os/kedge/pkg/composefs"
 	"github.com/kedge-os/kedge/pkg/fault"
 )
@@ -26,6 +27,7 @@ func (s *composefsStore) Fsck(ctx context.Context) (*v1.Check, repairFunc, error
 		problem("%v", err)
 	}
 	lacking := false
+	var kernels []*imageroot.Deployment
 	for _, b := range s.sysroot.Deployments() {
 		d, err := composefs.ParseDigest(b.Digest)
 		if err != nil {
@@ -40,6 +42,7 @@ func (s *composefsStore) Fsck(ctx context.Context) (*v1.Check, repairFunc, error
 		}
 		if err := s.sysroot.CheckKernel(ctx, b); err != nil {
 			problem("deployment %s: %v", b.Name(), err)
+			kernels = append(kernels, b)
 		}
 		if b.ManifestDigest() == "" {
 			problem("deployment %s has no origin: it follows no image", b.Name())
@@ -50,11 +53,15 @@ func (s *composefsStore) Fsck(ctx context.Context) (*v1.Check, repairFunc, error
 			lacking = true
 		}
 	}
-	if len(report.Damage) == 0 && !lacking {
+	damaged := len(report.Damage) > 0 || lacking
+	if !damaged && len(kernels) == 0 {
 		return c, nil, nil
 	}
-	return c, func(ctx context.Context, list deployments, fetch fetchFunc) error {
-		return s.repair(ctx, report.Replaceable(), list, fetch)
+	return c, func(ctx context.Context, list deployments, fetch fetchFunc) (err error) {
+		if damaged {
+			err = s.repair(ctx, report.Replaceable(), list, fetch)
+		}
+		return errors.Join(err, restoreKernels(ctx, s.sysroot.RestoreKernel, kernels))
 	}, nil
 }
 

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
@@ -35,7 +36,10 @@ func (h *Host) Fsck(ctx context.Context, o FsckOptions) (*v1.Check, error) {
 }
 
 func (h *Host) fsck(ctx context.Context) (*v1.Check, error) {
-	c, _, err := h.store.Fsck(ctx)
+	c, repair, err := h.store.Fsck(ctx)
+	if err == nil {
+		c.Repairable = repair != nil
+	}
 	return c, err
 }
 
@@ -77,6 +81,15 @@ func (h *Host) repair(ctx context.Context) (*v1.Check, error) {
 	}
 	h.publish(ctx)
 	return after, nil
+}
+
+// restoreKernels puts the kernels of deployments back.
+func restoreKernels[D any](ctx context.Context, restore func(context.Context, D) error, list []D) error {
+	var failed []error
+	for _, d := range list {
+		failed = append(failed, restore(ctx, d))
+	}
+	return errors.Join(failed...)
 }
 
 // fetchAgain implements fetchFunc: by digest from a registry; from elsewhere if

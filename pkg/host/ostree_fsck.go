@@ -34,7 +34,12 @@ func (s *ostreeStore) Fsck(ctx context.Context) (*v1.Check, repairFunc, error) {
 	for _, err := range s.Problems() {
 		c.Problems = append(c.Problems, err.Error())
 	}
+	var lacking []*boot.Deployment
 	for _, d := range s.sysroot.Deployments() {
+		if err := s.sysroot.CheckKernel(d); err != nil {
+			c.Problems = append(c.Problems, fmt.Sprintf("deployment %s: %v", d.Name(), err))
+			lacking = append(lacking, d)
+		}
 		for _, dir := range []string{"usr", "etc"} {
 			if _, err := s.Root().Stat(d.Dir() + "/" + dir); err != nil {
 				c.Problems = append(c.Problems, fmt.Sprintf("deployment %s: %v", d.Name(), err))
@@ -47,11 +52,15 @@ func (s *ostreeStore) Fsck(ctx context.Context) (*v1.Check, repairFunc, error) {
 			c.Problems = append(c.Problems, fmt.Sprintf("deployment %s has no origin: it follows no image", d.Name()))
 		}
 	}
-	if len(report.Damage)+len(report.Partial)+len(report.Unsealed) == 0 {
+	damaged := len(report.Damage)+len(report.Partial)+len(report.Unsealed) > 0
+	if !damaged && len(lacking) == 0 {
 		return c, nil, nil
 	}
-	return c, func(ctx context.Context, list deployments, fetch fetchFunc) error {
-		return s.repair(ctx, report, list, fetch)
+	return c, func(ctx context.Context, list deployments, fetch fetchFunc) (err error) {
+		if damaged {
+			err = s.repair(ctx, report, list, fetch)
+		}
+		return errors.Join(err, restoreKernels(ctx, s.sysroot.RestoreKernel, lacking))
 	}, nil
 }
 

@@ -144,7 +144,7 @@ func kernelOf(e *bls.Entry) (name string, ok bool) {
 		return name, isUKI(name)
 	}
 	linux, ok := e.Get("linux")
-	name = path.Dir(beneathBoot(linux))
+	name = path.Dir(bootdir.Beneath(linux))
 	return name, ok && path.Base(linux) == vmlinuz && strings.HasPrefix(path.Base(name), kernelPrefix)
 }
 

@@ -122,6 +122,17 @@ func (s *Sysroot) placeKernels(ctx context.Context, images *images, list []*Depl
 	return nil
 }
 
+// RestoreKernel puts the kernel of a deployment back where files of it are missing.
+func (s *Sysroot) RestoreKernel(ctx context.Context, d *Deployment) error {
+	if err := s.requireLock("restore a kernel"); err != nil {
+		return err
+	}
+	if err := s.placeKernels(ctx, s.newImages(ctx), []*Deployment{d}); err != nil {
+		return err
+	}
+	return s.syncfs(s.boot)
+}
+
 // commitMenu brings the loader's menu to a list. It is the commit point where the
 // boot directory is the loader's.
 func (s *Sysroot) commitMenu(images *images, list []*Deployment) error {

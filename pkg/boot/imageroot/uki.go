@@ -6,11 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
 	"slices"
-	"strings"
 
 	"github.com/kedge-os/kedge/pkg/boot/bls"
+	"github.com/kedge-os/kedge/pkg/boot/bootdir"
 	"github.com/kedge-os/kedge/pkg/boot/karg"
 	"github.com/kedge-os/kedge/pkg/boot/loader"
 	"github.com/kedge-os/kedge/pkg/boot/uki"
@@ -248,10 +247,10 @@ func (s *Sysroot) readUKI(d *Deployment) error {
 
 // CheckKernel compares the unified kernel image of a deployment, byte by byte,
 // with the one that came with its image; or the sum of one that was made here with
-// the sum that it had. Of other deployments nothing is checked.
+// the sum that it had. Of other deployments it looks for what their entry names.
 func (s *Sysroot) CheckKernel(ctx context.Context, d *Deployment) error {
 	if d.Type != TypeUKI {
-		return nil
+		return bootdir.CheckEntry(s.boot, d.Entry)
 	}
 	if err := s.readUKI(d); err != nil {
 		return err
@@ -282,14 +281,8 @@ func (s *Sysroot) CheckKernel(ctx context.Context, d *Deployment) error {
 func ukiOf(e *bls.Entry) (name string, found bool) {
 	for _, key := range ukiKeys {
 		if v, ok := e.Get(key); ok {
-			return beneathBoot(v), true
+			return bootdir.Beneath(v), true
 		}
 	}
 	return "", false
-}
-
-// beneathBoot turns a path of an entry into one beneath the boot directory.
-func beneathBoot(name string) string {
-	name = strings.TrimPrefix(path.Clean("/"+name), "/boot/")
-	return strings.TrimPrefix(name, "/")
 }
