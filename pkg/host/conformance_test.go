@@ -226,6 +226,11 @@ func life() []step {
 		{name: "plan of nothing", do: doPlan(PlanOptions{})},
 		{name: "plan switch", do: doPlan(PlanOptions{Image: "b"})},
 		{name: "plan switch --inspect", do: doPlan(PlanOptions{Image: "b", Inspect: true})},
+		{name: "plan switch --inspect to a bad image", do: doPlan(PlanOptions{Image: "bad", Inspect: true}), check: func(t *testing.T, s *stage) {
+			if p := s.last.(*v1.Plan); p.Possible || len(p.Problems) != 1 || !strings.Contains(p.Problems[0], "two kernels") {
+				t.Errorf("plan of what switch refuses: possible %v, problems %q", p.Possible, p.Problems)
+			}
+		}},
 		{name: "--download-only of what is not booted", do: doSwitch(SwitchOptions{Image: "b", DownloadOnly: true}), kind: fault.Usage},
 		act("edits in /etc", func(s *stage) {
 			s.write(s.etc(0, "edited.conf"), "by the admin\n")

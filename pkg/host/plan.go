@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
@@ -120,6 +121,9 @@ func (h *Host) planMissing(ctx context.Context, p *v1.Plan, list deployments, sr
 		img, err := src.Import(ctx, look)
 		if err != nil {
 			return err
+		}
+		if err := checkKernel(img.Tree); err != nil && (h.backend == ostreeBackend || !errors.Is(err, errOnlyUnified)) {
+			p.Problems = append(p.Problems, err.Error())
 		}
 		image := look.image(ctx, img.Tree)
 		h.planPackages(ctx, p, list.followed(), func() (*pkgdb.Database, error) { return pkgdb.Read(image) })
