@@ -286,7 +286,7 @@ func (r *run) try(b *strings.Builder) {
 	name := variable + strconv.Itoa(r.slot)
 	fmt.Fprintf(b, "\tif [ -s \"$%s\" ]; then\n\t\tif", environment)
 	for left := uint64(0); left < r.tries; left++ {
-		fmt.Fprintf(b, " [ \"$%s\" = %s ]; then set %[1]s=%s\n\t\t", name, quote(r.value(left)), quote(r.value(max(left, 1)-1)))
+		fmt.Fprintf(b, " [ \"$%s\" = %s ]; then set %[1]s=%[3]s\n\t\t", name, quote(r.value(left)), quote(r.value(max(left, 1)-1)))
 		if left+1 < r.tries {
 			b.WriteString("elif")
 		}

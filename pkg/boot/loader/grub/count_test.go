@@ -186,6 +186,25 @@ func TestCounts(t *testing.T) {
 	}
 }
 
+// TestTry holds the commands against what they are to do, for each number of tries
+// that is left; e2e has GRUB run them.
+func TestTry(t *testing.T) {
+	r := &run{4, "0a0b0c0d", 3}
+	var b strings.Builder
+	r.try(&b)
+	want := `	if [ -s "$kedge_env" ]; then
+		if [ "$kedge_4" = '0a0b0c0d:0' ]; then set kedge_4='0a0b0c0d:0'
+		elif [ "$kedge_4" = '0a0b0c0d:1' ]; then set kedge_4='0a0b0c0d:0'
+		elif [ "$kedge_4" = '0a0b0c0d:2' ]; then set kedge_4='0a0b0c0d:1'
+		else set kedge_4='0a0b0c0d:2'; fi
+		save_env --file "$kedge_env" kedge_4
+	fi
+`
+	if b.String() != want {
+		t.Errorf("a try is\n%s, want\n%s", b.String(), want)
+	}
+}
+
 // FuzzBlock: a block and a menu that anybody wrote.
 func FuzzBlock(f *testing.F) {
 	f.Add(emptyBlock(), "# kedge: 0 0a0b0c0d 3 default/0.0\n")
