@@ -13,8 +13,8 @@
 #   lab       base plus the lab's agent, which runs a test's scripts in the guest
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+. "$lab_dir/steps.sh"
 
-suite=trixie
 name=base
 kernel=linux-image-amd64
 # The tools of a derived image's builder.
@@ -35,13 +35,11 @@ packages=(
   "${more[@]}"
 )
 
-key=$(recipe_key "${BASH_SOURCE[0]}" "$lab_dir"/ocilayout/*.go)
+key=$(recipe_key "${BASH_SOURCE[0]}" "$lab_dir/steps.sh" "$lab_dir"/ocilayout/*.go)
 out=$kedge_cache/$name-$key
 layout=$out/oci
 agent_key=$(recipe_key "$lab_dir"/agent/*)
-mkdir -p "$kedge_cache"
-exec 9>"$kedge_cache/$name.lock"
-flock 9
+only_one $name
 if [ -e "$out/agent-$agent_key" ]; then
   echo "$layout"
   exit 0
@@ -52,35 +50,22 @@ if [ "$(id -u)" != 0 ]; then
 fi
 "$lab_dir/../deps.sh" >&2
 
-rm -rf "$kedge_cache"/$name-tmp.*
-work=$(mktemp -d "$kedge_cache/$name-tmp.XXXXXX")
+workplace $name
 root=$work/root
-trap 'rm -rf --one-file-system "$work"' EXIT
-
-go build -C "$lab_dir/../.." -o "$work/ocilayout" ./hack/lab/ocilayout
-pack() { nice "$work/ocilayout" --layout "$1/oci" --label containers.bootc=1 "${@:2}"; }
 
 make_base() {
-  say "1/4 Debian $suite from packages (mmdebstrap, about 100 s)"
+  say "1/4 Debian trixie from packages (mmdebstrap, about 100 s)"
   local include kver m l
   include=$(IFS=,; echo "${packages[*]}")
   # dracut's hook makes an initramfs in /boot that nobody wants: not compressing it
   # saves half a minute.
-  mmdebstrap --mode=root --variant=minbase --include="$include" \
-    --setup-hook='mkdir -p "$1/etc/dracut.conf.d" && echo "compress=cat" >"$1/etc/dracut.conf.d/hook.conf"' \
-    --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Retries "3"' \
-    --aptopt='Apt::Install-Recommends "false"' \
-    "$suite" "$root" >"$work/mmdebstrap.log" 2>&1 || { tail -n 30 "$work/mmdebstrap.log" >&2; exit 1; }
+  trixie minbase "$include" "$root" \
+    --setup-hook='mkdir -p "$1/etc/dracut.conf.d" && echo "compress=cat" >"$1/etc/dracut.conf.d/hook.conf"'
 
   say "2/4 initramfs (dracut with its ostree module, about 40 s)"
   kver=$(basename "$root"/lib/modules/*)
   rm "$root/etc/dracut.conf.d/hook.conf"
-  # A mount namespace of its own: nothing to unmount, nothing that could leak out.
-  unshare --mount --propagation private bash -ec '
-    for m in proc sys dev; do mount --rbind "/$m" "$1/$m"; done
-    chroot "$1" dracut --force --no-hostonly --reproducible --zstd --add ostree \
-      --kver "$2" "/usr/lib/modules/$2/initramfs.img"
-  ' - "$root" "$kver" >"$work/dracut.log" 2>&1 || { tail -n 30 "$work/dracut.log" >&2; exit 1; }
+  make_initramfs "$root" ostree
   cp "$root/boot/vmlinuz-$kver" "$root/usr/lib/modules/$kver/vmlinuz"
 
   say "3/4 the tree: /usr is the system, /etc its defaults, /var and /boot empty"
@@ -153,18 +138,10 @@ EOF
   touch "$out/done"
 }
 
-# The agent is a layer of its own: changing it takes a second.
-add_agent() {
-  local agent=$work/agent
-  install -D -m 755 "$lab_dir/agent/kedge-lab-agent" "$agent/usr/libexec/kedge-lab-agent"
-  install -D -m 644 "$lab_dir/agent/kedge-lab-agent.service" "$agent/usr/lib/systemd/system/kedge-lab-agent.service"
-  mkdir -p "$agent/usr/lib/systemd/system/multi-user.target.wants"
-  ln -s ../kedge-lab-agent.service "$agent/usr/lib/systemd/system/multi-user.target.wants/"
-  pack "$out" --from base --root "$agent" --tag lab --compression zstd
-  touch "$out/agent-$agent_key"
-}
-
 [ -e "$out/done" ] || make_base
-add_agent
+# A layer of its own: changing the agent takes a second.
+add_agent "$work/agent"
+pack "$out" --from base --root "$work/agent" --tag lab --compression zstd
+touch "$out/agent-$agent_key"
 say "made $layout ($(du -sh "$layout" | cut -f1))"
 echo "$layout"

@@ -9,28 +9,22 @@
 # Needs root; two minutes once, nothing afterwards.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+. "$lab_dir/steps.sh"
 
-suite=trixie
 base=$("$lab_dir/composefs-backend-image.sh")
 kver=$(basename "$(dirname "$base")"/modules/*)
-out=$kedge_cache/erofs-module-$(cat "${BASH_SOURCE[0]}" <(echo "$kver") | sha256sum | cut -c1-12)
-exec 9>"$kedge_cache/erofs-module.lock"
-flock 9
+out=$kedge_cache/erofs-module-$(recipe_key "${BASH_SOURCE[0]}" "$lab_dir/steps.sh" <(echo "$kver"))
+only_one erofs-module
 if [ -e "$out" ]; then
   echo "$out"
   exit 0
 fi
-rm -rf --one-file-system "$kedge_cache"/erofs-module-tmp.*
-work=$(mktemp -d "$kedge_cache/erofs-module-tmp.XXXXXX")
-trap 'rm -rf --one-file-system "$work"' EXIT
+workplace erofs-module
 
-say "1/2 a Debian $suite with the headers of Linux $kver and its source (mmdebstrap)"
+say "1/2 a Debian trixie with the headers of Linux $kver and its source (mmdebstrap)"
 root=$work/root
 source=linux-source-${kver%%.*}.$(echo "$kver" | cut -d. -f2)
-mmdebstrap --mode=root --variant=minbase --include="linux-headers-$kver,$source,make,xz-utils" \
-  --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Retries "3"' \
-  --aptopt='Apt::Install-Recommends "false"' \
-  "$suite" "$root" >"$work/log" 2>&1 || { tail -n 30 "$work/log" >&2; exit 1; }
+trixie minbase "linux-headers-$kver,$source,make,xz-utils" "$root"
 # Another version's module would be one of other structures.
 if ! grep -qF "${kver%%+*}" <(chroot "$root" dpkg-query --showformat='${Version}\n' --show "$source"); then
   say "Debian has the source of another kernel than $kver by now; the base image has to be made anew"
@@ -42,10 +36,9 @@ tar -C "$root/tmp" -xf "$root/usr/src/$source.tar.xz" "$source/fs/erofs"
 build=$root/tmp/$source/fs/erofs
 # Every file includes this one, after the kernel's configuration.
 sed -i '1a #undef CONFIG_EROFS_FS_BACKED_BY_FILE' "$build/internal.h"
-bwrap --bind "$root" / --proc /proc --dev /dev --unshare-pid --unshare-net --die-with-parent --clearenv \
+logged bwrap --bind "$root" / --proc /proc --dev /dev --unshare-pid --unshare-net --die-with-parent --clearenv \
   --setenv PATH /usr/sbin:/usr/bin --setenv LC_ALL C.UTF-8 \
-  nice make -j2 -C "/usr/src/linux-headers-$kver" M="/tmp/$source/fs/erofs" CONFIG_EROFS_FS_BACKED_BY_FILE= modules \
-  >"$work/log" 2>&1 9>&- || { tail -n 30 "$work/log" >&2; exit 1; }
+  nice make -j2 -C "/usr/src/linux-headers-$kver" M="/tmp/$source/fs/erofs" CONFIG_EROFS_FS_BACKED_BY_FILE= modules
 
 new=$work/new
 path=usr/lib/modules/$kver/kernel/fs/erofs/erofs.ko.xz

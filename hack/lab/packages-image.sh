@@ -14,34 +14,28 @@
 # root; three minutes once.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+. "$lab_dir/steps.sh"
 
 src=$(cd "$lab_dir/../.." && pwd)
 module=$src/Containerfiles/debian-composefs/root/usr/lib/dracut/modules.d/50kedge
 base=$("$lab_dir/base-image.sh")
 packages=$("$lab_dir/packages.sh")
-key=$(cat "${BASH_SOURCE[0]}" "$module"/* <(basename "$(dirname "$base")") <(basename "$packages") | sha256sum | cut -c1-12)
+key=$(recipe_key "${BASH_SOURCE[0]}" "$lab_dir/steps.sh" "$module"/* <(basename "$(dirname "$base")") <(basename "$packages"))
 out=$kedge_cache/packages-image-$key
-exec 9>"$kedge_cache/packages-image.lock"
-flock 9
-rm -rf --one-file-system "$kedge_cache"/packages-image-tmp.*
-work=$(mktemp -d "$kedge_cache/packages-image-tmp.XXXXXX")
-trap 'rm -rf --one-file-system "$work"' EXIT
-
-CGO_ENABLED=0 go build -C "$src" -trimpath -buildvcs=false -ldflags '-s -w' \
-  -o "$work/kedge-initramfs" ./cmd/kedge-initramfs
+only_one packages-image
+workplace packages-image
+build_initramfs_program
 top=$out/lab-$(recipe_key "$work/kedge-initramfs" "$lab_dir"/agent/*)
 if [ -e "$top" ]; then
   echo "$out"
   exit 0
 fi
-go build -C "$src" -o "$work/ocilayout" ./hack/lab/ocilayout
-pack() { nice "$work/ocilayout" --layout "$1/oci" --label containers.bootc=1 --compression zstd "${@:2}"; }
 
 # inside ROOT SCRIPT: runs a script in a root, /var and /tmp on a tmpfs, with the
 # network. In a mount namespace of its own: nothing to unmount, nothing that could
 # leak out. Packages make no initramfs.
 inside() {
-  unshare --mount --propagation private bash -ec '
+  logged unshare --mount --propagation private bash -ec '
     for m in proc sys dev; do mount --rbind "/$m" "$1/$m"; done
     for m in run tmp var; do mount -t tmpfs tmpfs "$1/$m"; done
     mkdir -p "$1"/var/{lib,tmp,log/apt,cache/apt/archives/partial}
@@ -49,7 +43,7 @@ inside() {
     install -D -m 644 /etc/resolv.conf "$1/run/systemd/resolve/stub-resolv.conf"
     mount --bind /bin/true "$1/usr/bin/dracut"
     exec chroot "$1" bash -ec "$2"
-  ' - "$@" 9>&- >"$work/log" 2>&1 || { tail -n 30 "$work/log" >&2; exit 1; }
+  ' - "$@"
 }
 
 # What is left of the base image; apt knows what that needs.
@@ -63,7 +57,7 @@ apt='export DEBIAN_FRONTEND=noninteractive
 make_roots() {
   local root=$work/rpm-root deb=$work/deb-root kver
   say "1/4 the base image with less in it"
-  umoci raw unpack --image "$base:base" "$root" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
+  unpack_base "$base" "$root"
   inside "$root" "$apt; get update; get install bubblewrap; keep $(echo $kept) dnf rpm"
   rm -rf --one-file-system "$root"/usr/share/{doc,man,locale,info} "$root"/etc/selinux/modules-store
   sed -i '\, /var/lib/dpkg ,d' "$root/usr/lib/tmpfiles.d/image-var.conf"
@@ -81,8 +75,8 @@ make_roots() {
   cp -r "$module" "$root/usr/lib/dracut/modules.d/"
   chmod 755 "$root/usr/lib/dracut/modules.d/50kedge/module-setup.sh"
   install -m 755 "$work/kedge-initramfs" "$root/usr/lib/kedge/"
-  inside "$root" "umount /usr/bin/dracut; depmod -a $kver
-    dracut --force --no-hostonly --reproducible --zstd --add 'ostree kedge' --kver $kver /usr/lib/modules/$kver/initramfs.img"
+  inside "$root" "depmod -a $kver"
+  make_initramfs "$root" 'ostree kedge'
 
   say "3/4 package managers"
   cp -a --reflink=auto "$root" "$deb"
@@ -116,7 +110,7 @@ make_roots() {
     mkdir "$root"/{boot,var,run}
     mkdir -m 1777 "$root/tmp"
     rm -f "$root"/etc/{passwd-,group-,shadow-,gshadow-,.pwd.lock}
-    pack "$work/$kind" --root "$root" --tag base
+    pack "$work/$kind" --root "$root" --tag base --compression zstd
     mkdir -p "$work/$kind/modules/$kver"
     cp "$root/usr/lib/modules/$kver"/{vmlinuz,initramfs.img} "$work/$kind/modules/$kver/"
   done
@@ -126,29 +120,13 @@ make_roots() {
   touch "$out/done"
 }
 
-# The kernel unpacks archives one after the other, each from a multiple of four
-# bytes, and what comes later replaces what came before.
-add_program() {
-  local layer=$work/layer kver image kind
-  kver=$(basename "$out"/rpm/modules/*)
-  image=$layer/usr/lib/modules/$kver/initramfs.img
-  install -D -m 600 "$out/rpm/modules/$kver/initramfs.img" "$image"
-  install -D -m 755 "$work/kedge-initramfs" "$layer/usr/lib/kedge/kedge-initramfs"
-  truncate -s %4 "$image"
-  (cd "$layer" && printf '%s\n' usr usr/lib usr/lib/kedge usr/lib/kedge/kedge-initramfs |
-    cpio --quiet --create --format newc --owner 0:0 --reproducible) >>"$image"
-  install -D -m 755 "$lab_dir/agent/kedge-lab-agent" "$layer/usr/libexec/kedge-lab-agent"
-  install -D -m 644 "$lab_dir/agent/kedge-lab-agent.service" "$layer/usr/lib/systemd/system/kedge-lab-agent.service"
-  mkdir -p "$layer/usr/lib/systemd/system/multi-user.target.wants"
-  ln -s ../kedge-lab-agent.service "$layer/usr/lib/systemd/system/multi-user.target.wants/"
-  for kind in rpm deb; do
-    pack "$out/$kind" --from base --root "$layer" --tag lab
-  done
-  rm -f "$out"/lab-*
-  touch "$top"
-}
-
 [ -e "$out/done" ] || make_roots
-add_program
+add_initramfs_program "$out"/rpm/modules/*/initramfs.img "$work/layer"
+add_agent "$work/layer"
+for kind in rpm deb; do
+  pack "$out/$kind" --from base --root "$work/layer" --tag lab --compression zstd
+done
+rm -f "$out"/lab-*
+touch "$top"
 say "made $out ($(du -sh "$out" | cut -f1))"
 echo "$out"

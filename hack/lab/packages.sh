@@ -24,9 +24,7 @@ export SOURCE_DATE_EPOCH=1735689600
 
 key=$(recipe_key "${BASH_SOURCE[0]}" "$lab_dir"/packages/*.sh)
 out=$kedge_cache/packages-$key
-mkdir -p "$kedge_cache"
-exec 9>"$kedge_cache/packages.lock"
-flock 9
+only_one packages
 if [ -e "$out/done" ]; then
   echo "$out"
   exit 0
@@ -37,9 +35,7 @@ if [ "$(id -u)" != 0 ]; then
 fi
 "$lab_dir/../deps.sh" >&2
 
-rm -rf --one-file-system "$kedge_cache"/packages-tmp.*
-work=$(mktemp -d "$kedge_cache/packages-tmp.XXXXXX")
-trap 'rm -rf --one-file-system "$work"' EXIT
+workplace packages
 
 # debian DIR SUITE PACKAGE…: unpacks a minimal Debian with these packages.
 debian() {
