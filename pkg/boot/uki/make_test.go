@@ -213,3 +213,22 @@ func TestMakeOfUkify(t *testing.T) {
 		t.Errorf("objdump finds the sections %s, want %s", got, want)
 	}
 }
+
+// BenchmarkMake makes and signs one of the size that a distribution's have.
+func BenchmarkMake(b *testing.B) {
+	key, certificate, err := lab.SigningKey("kedge test")
+	if err != nil {
+		b.Fatal(err)
+	}
+	s, err := (&uki.Config{}).NewSigner(key, certificate)
+	if err != nil {
+		b.Fatal(err)
+	}
+	base := loadertest.UKI("composefs=1 rw", strings.Repeat("kernel ", 12<<20/7), strings.Repeat("initrd ", 60<<20/7))
+	b.SetBytes(int64(len(base)))
+	for b.Loop() {
+		if _, err := uki.Make(io.Discard, bytes.NewReader(base), int64(len(base)), uki.Parts{Cmdline: karg.Args{"composefs=2"}}, s); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
