@@ -152,6 +152,10 @@ func TestWhatPackagesPutIntoARoot(t *testing.T) {
 			t.Errorf("secrets: %q, want %q", r.Secrets, want)
 		}
 		r.lacks(t, "etc/ssh/ssh_host_lab_key")
+		// Whose files in /var are there once and for all.
+		if want := (layering.VarFile{Path: "/var/lib/labd/seed", Package: "lab-daemon"}); !slices.Contains(r.Factory, want) {
+			t.Errorf("files in /var: %+v, want %+v", r.Factory, want)
+		}
 	})
 }
 

@@ -80,6 +80,7 @@ func TestHostileScriptlets(t *testing.T) {
 			t.Fatal(err)
 		}
 		write(t, filepath.Join(w.base.Etc, "lab-port"), port+"\n")
+		write(t, filepath.Join(w.etc, "shadow"), "root:of the machine:1::::::\n")
 		before := machine(t, w.base.Root, w.base.Etc, w.etc)
 
 		r := w.mustAdd(t, "lab-spy", "lab-caller", "lab-stayer", "lab-breaker")

@@ -4,9 +4,9 @@
 
 begin() {
   name=$1 version=$2 d=$work/stage/$1-$2
-  depends='' provides='' conflicts='' replaces='' recommends='' rpm_provides=''
+  depends='' provides='' conflicts='' replaces='' recommends='' rpm_provides='' rpm_requires=''
   scripts=$work/scripts/$name-$version
-  attrs=() configs=() ghosts=() trigger_dir=''
+  attrs=() configs=() ghosts=() trigger_dir='' filetrigger_dir=''
   mkdir -p "$d" "$scripts"
 }
 
@@ -14,14 +14,22 @@ field() { printf -v "$1" '%s' "$2"; }
 script() { cat >"$scripts/$1"; }
 lua() { cat >"$scripts/$1.lua"; }
 trigger() { trigger_dir=$1; cat >"$scripts/trigger"; }
+filetrigger() { filetrigger_dir=$1; cat >"$scripts/filetrigger"; }
 config() { configs+=("$1"); }
 ghost() { ghosts+=("$1"); }
 attr() { attrs+=("$1 $2 $3"); }
 
+same_times() { find "$d" -exec touch -hcd "@$SOURCE_DATE_EPOCH" {} +; }
+
 end() {
-  find "$d" -exec touch -hcd "@$SOURCE_DATE_EPOCH" {} +
+  same_times
   build_deb "$work/${1:-deb}"
   write_spec "$work/spec/${1:-rpm}"
+}
+
+end_rpm() {
+  same_times
+  write_spec "$work/spec/rpm"
 }
 
 build_deb() {
@@ -71,6 +79,7 @@ write_spec() {
     echo "BuildArch: noarch"
     echo "AutoReqProv: no"
     [ -z "$depends" ] || echo "Requires: $(rpm_names "$depends")"
+    [ -z "$rpm_requires" ] || echo "Requires: $rpm_requires"
     [ -z "$provides" ] || echo "Provides: $(rpm_names "$provides")"
     [ -z "$rpm_provides" ] || echo "Provides: $rpm_provides"
     [ -z "$conflicts" ] || [ -n "$replaces" ] || echo "Conflicts: $(rpm_names "$conflicts")"
@@ -93,6 +102,10 @@ write_spec() {
     if [ -n "$trigger_dir" ]; then
       echo "%transfiletriggerin -- $trigger_dir"
       cat "$scripts/trigger"
+    fi
+    if [ -n "$filetrigger_dir" ]; then
+      echo "%filetriggerin -- $filetrigger_dir"
+      cat "$scripts/filetrigger"
     fi
     echo "%files"
     echo "%defattr(-,root,root)"

@@ -3,15 +3,18 @@
 #
 #   begin NAME VERSION       starts a package; $d is the directory of its files
 #   field KEY VALUE          depends, provides, conflicts, replaces, recommends,
-#                            rpm_provides (of the RPM alone): names, separated by commas, with versions as "NAME (>= V)"
+#                            rpm_provides (of the RPM alone): names, separated by commas, with versions as "NAME (>= V)";
+#                            rpm_requires: as a spec file has them, for what a deb cannot say
 #   script PHASE <<END       pre or post: a shell scriptlet
 #   lua PHASE <<END          pretrans, pre or post: the RPM has this in Lua; the deb
 #                            has `script` of the same phase
 #   trigger DIR <<END        a shell scriptlet for when any package brings files in DIR
+#   filetrigger DIR <<END    the same of the RPM alone, run as soon as a file is there
 #   config PATH              a file of the administrator
 #   ghost PATH               a file that the RPM owns and does not bring
 #   attr PATH MODE CAPS      mode and file capabilities of the RPM ("-": none)
 #   end [base]               done; base: installed in both roots, not in the repository
+#   end_rpm                  done; there is no deb of it
 # shellcheck shell=bash
 
 # file PATH [TEXT]: a file of the package that is being described.
@@ -80,6 +83,19 @@ END
   simple lab-dated 1.0; end
   simple lab-tilde 1.0~rc1; end
   simple lab-tilde 1.0; end
+
+  # What only RPMs have: boolean dependencies, files that are required, versions
+  # after a release, triggers in the middle of a transaction.
+  simple lab-rich 1.0; field rpm_requires "(lab-nowhere or lab-anchor), (lab-bonus if lab-base), (lab-postbird if lab-nowhere)"; end_rpm
+  simple lab-pathy 1.0; field rpm_requires /usr/bin/lab-anchor; end_rpm
+  simple lab-caret 1.0; end_rpm
+  simple lab-caret 1.0^git2; end_rpm
+  begin lab-filetrigger 1.0
+  file /usr/share/doc/lab-filetrigger "waits for files"
+  filetrigger /usr/share/lab-triggers <<'END'
+mkdir -p /usr/share/lab && ls /usr/share/lab-triggers >/usr/share/lab/filetriggered
+END
+  end_rpm
 
   # What packages put into a root.
   begin lab-settings 2.0; file /etc/lab-settings.conf new; config /etc/lab-settings.conf; end
@@ -220,7 +236,7 @@ END
   simple lab-spy 1.0
   script post <<'END'
 mkdir -p /usr/share/lab
-cat /proc/1/environ /proc/*/root/tmp/kedge-lab-sentinel /tmp/kedge-lab-sentinel /root/.ssh/* /home/*/.ssh/* 2>/dev/null >/usr/share/lab/spied
+cat /proc/1/environ /proc/*/root/tmp/kedge-lab-sentinel /tmp/kedge-lab-sentinel /etc/shadow /root/.ssh/* /home/*/.ssh/* 2>/dev/null >/usr/share/lab/spied
 ls /proc | grep -c '^[0-9]' >/usr/share/lab/processes
 env | sort >/usr/share/lab/environment
 exit 0
