@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,6 +52,16 @@ type fallback struct {
 // The check of every image, as the host sees it.
 const markerCheck = "/usr/lib/kedge/health.d/10-marker"
 
+// derivedImage is what a command makes of another image.
+type derivedImage struct{ name, change string }
+
+// badImages are those that a host comes back from, in the order in which they are
+// installed.
+var badImages = []derivedImage{
+	{"panics", `printf '#!/bin/sh\nexit 1\n' >/usr/lib/systemd/init && chmod 755 /usr/lib/systemd/init && mv /usr/lib/systemd/init /usr/lib/systemd/systemd`},
+	{"sick", "true"},
+}
+
 // images builds those that the tag os:fallback leads to, one after the other, as
 // os:fallback-NAME.
 func (s *fallback) images(t *testing.T) {
@@ -60,17 +71,15 @@ RUN mkdir -p /usr/lib/kedge/health.d && \
     printf 'tries = 1\ntimeout = "20m"\n' >/usr/lib/kedge/health.toml && \
     printf '#!/bin/sh\necho this is $(cat /usr/share/marker)\n! grep sick /usr/share/marker\n' >`+markerCheck+` && \
     chmod 755 `+markerCheck+"\n")
-	for name, change := range map[string]string{
-		"sick":   "true",
-		"panics": `printf '#!/bin/sh\nexit 1\n' >/usr/lib/systemd/init && chmod 755 /usr/lib/systemd/init && mv /usr/lib/systemd/init /usr/lib/systemd/systemd`,
+	derived := append(slices.Clone(badImages), derivedImage{"two",
 		// Its first boot lasts until the power is cut. In the second the menu is
 		// written anew before the verdict.
-		"two": `printf '#!/bin/sh\n[ -e /var/lib/cut ] && exec kedge rollback\ntouch /var/lib/cut && sync && exec sleep 900\n' >/usr/lib/kedge/health.d/20-cut && ` +
-			`chmod 755 /usr/lib/kedge/health.d/20-cut`,
-	} {
-		s.build(t, "os:fallback-"+name, "FROM "+s.Registry.Repo("os:fallback-one")+
-			"\nRUN echo "+name+" >/usr/share/marker && "+change+
-			"\nLABEL org.opencontainers.image.version=\""+name+"\"\n")
+		`printf '#!/bin/sh\n[ -e /var/lib/cut ] && exec kedge rollback\ntouch /var/lib/cut && sync && exec sleep 900\n' >/usr/lib/kedge/health.d/20-cut && ` +
+			`chmod 755 /usr/lib/kedge/health.d/20-cut`})
+	for _, d := range derived {
+		s.build(t, "os:fallback-"+d.name, "FROM "+s.Registry.Repo("os:fallback-one")+
+			"\nRUN echo "+d.name+" >/usr/share/marker && "+d.change+
+			"\nLABEL org.opencontainers.image.version=\""+d.name+"\"\n")
 	}
 	s.tag(t, "one")
 }
@@ -92,12 +101,12 @@ func (s *fallback) install(t *testing.T, cfg host.Config, backend string, kargs 
 		return err
 	}
 	cfg.Write = true
-	for _, name := range []string{"panics", "sick"} {
+	for _, bad := range badImages {
 		h, err := host.Open(t.Context(), cfg)
 		if err != nil {
 			return err
 		}
-		_, err = h.Switch(t.Context(), host.SwitchOptions{Image: s.Registry.Repo("os:fallback-" + name), Retain: true, AllowMissingVerity: true})
+		_, err = h.Switch(t.Context(), host.SwitchOptions{Image: s.Registry.Repo("os:fallback-" + bad.name), Retain: true, AllowMissingVerity: true})
 		h.Close()
 		if err != nil {
 			return err
