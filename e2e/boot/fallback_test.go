@@ -71,12 +71,11 @@ RUN mkdir -p /usr/lib/kedge/health.d && \
     printf 'tries = 1\ntimeout = "20m"\n' >/usr/lib/kedge/health.toml && \
     printf '#!/bin/sh\necho this is $(cat /usr/share/marker)\n! grep sick /usr/share/marker\n' >`+markerCheck+` && \
     chmod 755 `+markerCheck+"\n")
-	derived := append(slices.Clone(badImages), derivedImage{"two",
-		// Its first boot lasts until the power is cut. In the second the menu is
-		// written anew before the verdict.
-		`printf '#!/bin/sh\n[ -e /var/lib/cut ] && exec kedge rollback\ntouch /var/lib/cut && sync && exec sleep 900\n' >/usr/lib/kedge/health.d/20-cut && ` +
-			`chmod 755 /usr/lib/kedge/health.d/20-cut`})
-	for _, d := range derived {
+	// The first boot of two lasts until the power is cut. In the second the menu is
+	// written anew before the verdict.
+	const cut = `printf '#!/bin/sh\n[ -e /var/lib/cut ] && exec kedge rollback\ntouch /var/lib/cut && sync && exec sleep 900\n' >/usr/lib/kedge/health.d/20-cut && ` +
+		`chmod 755 /usr/lib/kedge/health.d/20-cut`
+	for _, d := range append(slices.Clone(badImages), derivedImage{"two", cut}) {
 		s.build(t, "os:fallback-"+d.name, "FROM "+s.Registry.Repo("os:fallback-one")+
 			"\nRUN echo "+d.name+" >/usr/share/marker && "+d.change+
 			"\nLABEL org.opencontainers.image.version=\""+d.name+"\"\n")

@@ -107,24 +107,17 @@ func (g *guest) checkLoaded(marker, backend string, says ...string) {
 	}
 }
 
-// newFirmwareDisk makes a partitioned disk, whose root is of the kind fs; with
-// extended it has an extended boot loader partition.
-func (w *world) newFirmwareDisk(t *testing.T, fs string, extended bool) *lab.Disk {
+// firmwareDisk makes a partitioned disk, whose root is of the kind fs, and has fn
+// install a host on it.
+func (w *world) firmwareDisk(t *testing.T, fs string, fn func(host.Config) error) *lab.Disk {
 	t.Helper()
 	lab.Need(t, "sfdisk", "mkfs.vfat", "fsck.fat", "mcopy")
 	path := filepath.Join(w.Dir, strings.ReplaceAll(t.Name(), "/", "-")+".img")
-	disk, err := lab.NewFirmwareDisk(t.Context(), path, fs, 6<<30, extended)
+	disk, err := lab.NewFirmwareDisk(t.Context(), path, fs, 6<<30, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.Remove(path) })
-	return disk
-}
-
-// firmwareDisk makes such a disk, and has fn install a host on it.
-func (w *world) firmwareDisk(t *testing.T, fs string, fn func(host.Config) error) *lab.Disk {
-	t.Helper()
-	disk := w.newFirmwareDisk(t, fs, false)
 	policy := filepath.Join(t.TempDir(), "policy.json")
 	if err := os.WriteFile(policy, []byte(`{"default": [{"type": "insecureAcceptAnything"}]}`), 0o600); err != nil {
 		t.Fatal(err)
@@ -144,17 +137,11 @@ func (w *world) firmwareDisk(t *testing.T, fs string, fn func(host.Config) error
 func (w *world) installFirmware(t *testing.T, cfg host.Config, bootloader, ref, backend string, kargs ...string) error {
 	_, err := host.Install(t.Context(), cfg, host.InstallOptions{
 		Image: w.Registry.Repo(ref), TargetImage: w.Registry.GuestRepo(ref), Backend: backend, Bootloader: bootloader,
-		Kargs: firmwareKargs(kargs),
+		Kargs: slices.Concat(strings.Fields(lab.EmulatorOptions+",apparmor"), rootArgs, kargs),
 		// Sealing is what the kernel of the guest could do; another test does it.
 		AllowMissingVerity: true,
 	})
 	return err
-}
-
-// firmwareKargs are the kernel arguments of a host that its firmware boots: the lab
-// cannot add its own to those of the entries.
-func firmwareKargs(more []string) []string {
-	return slices.Concat(strings.Fields(lab.EmulatorOptions+",apparmor"), rootArgs, more)
 }
 
 // checkESP looks at the partition of a machine that is down, whose power may have
