@@ -126,6 +126,9 @@ func (s *Sysroot) title(d *Deployment, root *os.Root, i int, showStateroot bool)
 	if errors.Is(err, fs.ErrNotExist) {
 		text, err = readSmall(root, "etc/os-release")
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fault.New(fault.Corrupt, "the image has to be repaired", "the image has no os-release, from which its boot entry takes its name")
+	}
 	if err != nil {
 		return "", fmt.Errorf("read the image's os-release: %w", err)
 	}
