@@ -176,6 +176,68 @@ func TestPackagesKilled(t *testing.T) {
 	})
 }
 
+// interrupter ends an operation when it begins a step.
+type interrupter struct {
+	silent
+	at     string
+	cancel context.CancelFunc
+	seen   bool
+}
+
+func (i *interrupter) Step(_, description string) {
+	if strings.HasPrefix(description, i.at) {
+		i.seen = true
+		i.cancel()
+	}
+}
+
+// TestPackagesInterrupted presses Ctrl-C when a program that adds packages begins
+// each of its steps: the host is as it was, and nothing is left.
+func TestPackagesInterrupted(t *testing.T) {
+	if os.Getenv("KEDGE_NIGHTLY") == "" {
+		t.Skip("goes through the steps of TestPackagesKilled once more; KEDGE_NIGHTLY=1")
+	}
+	for _, engine := range []string{"apt", "dnf"} {
+		t.Run(engine, func(t *testing.T) {
+			l := newPackageLab(t, engine)
+			onBoth(t, func(t *testing.T, w *world) {
+				s := &stage{world: w, ctx: t.Context(), refs: map[string]string{}}
+				s.refs["a"], _ = s.pushImage("a", l.image(t, engine, 1))
+				_, err := doInstall("a", "rw")(s)
+				must(t, err)
+				l.configure(s, 0)
+				before, err := s.on(func(h *Host) (any, error) { return h.store.Deployments() })
+				must(t, err)
+				for _, at := range []string{"Choosing", "Fetching", "Installing", "Importing", "Deploying"} {
+					ctx, cancel := context.WithCancel(t.Context())
+					i := &interrupter{at: at, cancel: cancel}
+					cfg := w.config()
+					cfg.Progress = i
+					h, err := Open(ctx, cfg)
+					must(t, err)
+					_, err = h.ChangePackages(ctx, PackagesOptions{Verb: "pkg add", Add: []string{"lab-chain"}})
+					h.Close()
+					cancel()
+					if !i.seen || fault.KindOf(err) != fault.Interrupted {
+						t.Errorf("interrupted at %s (%v): %v (%v)", at, i.seen, err, fault.KindOf(err))
+					}
+					after, err := s.on(func(h *Host) (any, error) { return h.store.Deployments() })
+					must(t, err)
+					if a, b := before.(deployments), after.(deployments); len(b) != len(a) || b[0].id != a[0].id {
+						t.Errorf("interrupted at %s: deployments are %+v", at, b)
+					}
+					nothingLeft(t, s)
+					w.agree()
+				}
+				if _, err := doPackages(PackagesOptions{Add: []string{"lab-chain"}})(s); err != nil {
+					t.Error(err)
+				}
+				wantFiles(0, "usr/bin/lab-chain")(t, s)
+			})
+		})
+	}
+}
+
 // TestPackagesWithoutTools: what is missing is named, with exit code 4.
 func TestPackagesWithoutTools(t *testing.T) {
 	onBoth(t, func(t *testing.T, w *world) {
