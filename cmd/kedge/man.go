@@ -89,7 +89,8 @@ func manPage(app *cli.App, path []*cli.Command) string {
 	}
 	section("EXIT STATUS")
 	b.WriteString("0 on success; 2 usage, 3 not found, 4 conflict, 5 unavailable, 6 no space, 7 untrusted,\n" +
-		"8 corrupt, 9 busy, 10 denied, 11 I/O error, 77 unchanged, 130 interrupted, 1 a bug.\n")
+		"8 corrupt, 9 busy, 10 denied, 11 I/O error, 12 held, 13 scriptlet failed,\n" +
+		"77 unchanged, 130 interrupted, 1 a bug.\n")
 	section("SEE ALSO")
 	b.WriteString(seeAlso(title))
 	return b.String()
