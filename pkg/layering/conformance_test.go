@@ -22,14 +22,14 @@ func TestDependencies(t *testing.T) {
 		if w.engine == "apt" {
 			weak = "lab-nice 1.0" // the image's apt.conf wants no recommended packages
 		}
+		s := w.open(t)
+		defer w.close(t, s)
 		for _, tc := range []struct{ ask, want string }{
 			{"lab-chain", "lab-anchor 1.0, lab-chain 1.0, lab-link 2.1"},
 			{"lab-sender", "lab-postbird 1.0, lab-sender 1.0"},
 			{"lab-modern", "lab-modern 1.0, lab-tool 2.0"},
 			{"lab-nice", weak},
 		} {
-			s := w.open(t)
-			defer s.Close()
 			lock, err := s.Resolve(t.Context(), layering.Request{Install: []string{tc.ask}})
 			if err != nil {
 				t.Fatal(err)
@@ -282,11 +282,16 @@ func TestReplaceAndRemove(t *testing.T) {
 func TestVersions(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		named := map[string]string{"apt": "lab-tilde=1.0~rc1", "dnf": "lab-tilde-1.0~rc1"}[w.engine]
+		s := w.open(t)
+		defer w.close(t, s)
 		for ask, want := range map[string]string{"lab-dated": "1:0.9", "lab-tilde": "1.0", named: "1.0~rc1"} {
-			r := w.mustAdd(t, ask)
-			got := strings.TrimSuffix(strings.TrimPrefix(r.lock.Install[0].Version, "0:"), "-1")
-			if got != want || !r.lock.Install[0].Requested {
-				t.Errorf("%s is locked as %+v, want version %s, requested", ask, r.lock.Install[0], want)
+			lock, err := s.Resolve(t.Context(), layering.Request{Install: []string{ask}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := lock.Install[0]
+			if got := strings.TrimSuffix(strings.TrimPrefix(p.Version, "0:"), "-1"); got != want || !p.Requested {
+				t.Errorf("%s is locked as %+v, want version %s, requested", ask, p, want)
 			}
 		}
 	})
