@@ -73,7 +73,7 @@ func (w *world) pushSealed(tag string, img ociv1.Image, u unified) (ref string) 
 	layers, err := img.Layers()
 	must(w.t, err)
 	img, err = smallimage.Image(tag, append(layers, layer(w.t, []smallimage.Entry{
-		smallimage.Dir("boot"), smallimage.Dir("boot/EFI"), smallimage.Dir("boot/EFI/Linux"),
+		smallimage.Dir("boot/EFI"), smallimage.Dir("boot/EFI/Linux"),
 		smallimage.File("boot/EFI/Linux/os.efi", 0, string(program)),
 	}))...)
 	must(w.t, err)
