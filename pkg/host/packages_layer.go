@@ -90,6 +90,11 @@ func (h *Host) layer(ctx context.Context, base layerBase, wants packageIntent, o
 		return nil, err
 	}
 	defer images.Root.Close()
+	if wants.initramfs != nil { // one that was made earlier has not seen this /etc
+		if out.warnings, err = h.checkDracut(ctx, o.before); err != nil {
+			return nil, err
+		}
+	}
 	var image *layering.Stored
 	if o.update && !o.refresh {
 		if image, err = findStored(images, base.image.digest, wants); err != nil {
@@ -127,11 +132,6 @@ func (h *Host) makeLayer(ctx context.Context, images layering.Layout, base layer
 	defer done()
 	if out.record.anyPackage() {
 		h.cfg.Progress.Step(v1.TaskImporting, "Choosing packages")
-	}
-	if out.record.initramfs != nil {
-		if out.warnings, err = h.checkDracut(ctx, o.before); err != nil {
-			return nil, err
-		}
 	}
 	s, err := h.openPackages(ctx, layering.Base{Created: base.image.created}, base.root, layering.Options{HostEtc: etc, CacheOnly: o.cacheOnly})
 	if err != nil {
