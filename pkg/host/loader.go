@@ -135,6 +135,11 @@ func (c Config) hasExtended() (bool, error) {
 // machine itself runs from.
 func (c Config) searched() string {
 	if c.onMachine() {
+		// The root of the machine itself may be an overlay, which is on no disk.
+		physical := filepath.Join(c.Machine, "sysroot")
+		if _, err := os.Stat(physical); err == nil {
+			return physical
+		}
 		return c.Sysroot
 	}
 	disks := func(dir string) ([]string, error) {

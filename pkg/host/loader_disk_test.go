@@ -179,4 +179,11 @@ func TestSearchedDisk(t *testing.T) {
 			t.Errorf("%s: the disk of %q is searched, want %q", sysroot, got, want)
 		}
 	}
+	machine := t.TempDir()
+	for _, want := range []string{machine, filepath.Join(machine, "sysroot")} {
+		must(t, os.MkdirAll(want, 0o755))
+		if got := (Config{Sysroot: machine, Machine: machine}).searched(); got != want {
+			t.Errorf("on a running machine the disk of %q is searched, want %q", got, want)
+		}
+	}
 }
