@@ -12,27 +12,30 @@ import (
 
 // TestGRUBOSTree and TestGRUBComposefs are the story of a host that its firmware
 // boots with Debian's shim and GRUB, as the image ships them, and the menu that
-// kedge generates for it.
+// kedge generates for it. GRUB gives up a root that dies; one that is good is not
+// counted any more.
 func TestGRUBOSTree(t *testing.T) {
 	t.Parallel()
-	nightlyOnly(t, "three boots by the firmware, ten minutes")
+	nightlyOnly(t, "five boots by the firmware, ten minutes")
 	theWorld(t).grubStory(t, "ostree", "ext4")
 }
 
 // TestGRUBComposefs is that of the composefs backend.
 func TestGRUBComposefs(t *testing.T) {
 	t.Parallel()
-	nightlyOnly(t, "three boots by the firmware, ten minutes")
+	nightlyOnly(t, "five boots by the firmware, ten minutes")
 	w, _ := sealedWorld(t)
 	w.grubStory(t, "composefs", "ext4 -O verity")
 }
 
 func (w *world) grubStory(t *testing.T, backend, fs string) {
 	w.buildHostImage(t, "os:grub-host", "one")
+	w.build(t, "os:grub-host", "FROM "+w.Registry.Repo("os:grub-host")+"\nRUN mkdir -p /usr/lib/kedge && printf 'tries = 1\\n' >/usr/lib/kedge/health.toml\n")
 	w.buildGRUB(t, "os:grub-one", "os:grub-host")
 	w.build(t, "os:grub-two", "FROM "+w.Registry.Repo("os:grub-one")+`
 RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10-lab.toml
 `)
+	w.build(t, "os:grub-dies", "FROM "+w.Registry.Repo("os:grub-one")+"\nRUN "+badImages[0].change+"\nLABEL org.opencontainers.image.version=\"dies\"\n")
 	disk := w.firmwareDisk(t, fs, func(cfg host.Config) error {
 		return w.installFirmware(t, cfg, "grub", "os:grub-one", backend)
 	})
@@ -43,10 +46,22 @@ RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10
 	g := start(t, m)
 	check := func(g *guest, marker string) {
 		t.Helper()
-		g.checkLoaded(marker, backend, `"name": "grub"`, `"state": "unsupported"`, "does not ")
+		g.checkLoaded(marker, backend, `"name": "grub"`, `"state": "supported"`)
 		g.want("GRUB loaded the kernel", "grep -o '^BOOT_IMAGE=' /proc/cmdline", "BOOT_IMAGE=")
+		g.want("the boot is marked as good", "systemctl is-active kedge-bless-boot.service", "active")
+		g.want("what runs is not counted", "grep -h -A 1 '^# kedge: [0-9]' /boot/grub/kedge.cfg /sysroot/boot/grub/kedge.cfg 2>/dev/null | grep -c kedge-0 || true", "0")
 	}
 	check(g, "one")
+	dies := w.Registry.GuestRepo("os:grub-dies")
+	g.kedge("switch " + dies)
+	if err := g.Shutdown("reboot", scriptTimeout); err != nil {
+		t.Fatal(err)
+	}
+	(&fallback{machine: m}).panics(t)
+	g = start(t, m)
+	check(g, "one")
+	g.wantIn("kedge status", "Rolled back from dies ", "by the boot loader: tries exhausted: none of 1 boots was found good")
+	g.wantExit("kedge switch "+dies, 12)
 	g = g.thereAndBack(m, w.Registry.GuestRepo("os:grub-two"), check)
 	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
 		t.Fatal(err)
