@@ -203,7 +203,7 @@ func packagesLife(t *testing.T, engine string) []step {
 			}
 			nothingLeft(t, s)
 		}},
-		{name: "add with a failing scriptlet", do: doPackages(PackagesOptions{Add: []string{"lab-failing"}}), kind: fault.Conflict, check: nothingLeft},
+		{name: "add with a failing scriptlet", do: doPackages(PackagesOptions{Add: []string{"lab-failing"}}), kind: fault.Scriptlet, check: nothingLeft},
 		{name: "download", do: doPackages(PackagesOptions{Add: []string{"lab-chain"}, DownloadOnly: true}), check: wantFiles(0, "!usr/bin/lab-chain")},
 		reset,
 		{name: "add from the cache", do: doPackages(PackagesOptions{Add: []string{"lab-chain"}, CacheOnly: true}), check: func(t *testing.T, s *stage) {

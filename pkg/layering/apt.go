@@ -288,7 +288,11 @@ func (e *apt) transact(ctx context.Context, b *box, l *Lock) (string, error) {
 	// pmerror:PACKAGE:PERCENT:MESSAGE (apt's README.progress-reporting)
 	for line := range strings.Lines(out.report) {
 		if f := strings.SplitN(strings.TrimSpace(line), ":", 4); f[0] == "pmerror" && len(f) == 4 {
-			return out.tail, scriptletFailure(f[1], f[3], out.tail)
+			kind := fault.Conflict
+			if strings.Contains(f[3], "script subprocess") {
+				kind = fault.Scriptlet
+			}
+			return out.tail, notInstalled(kind, f[1], f[3], out.tail)
 		}
 	}
 	if out.code != 0 {
@@ -297,10 +301,10 @@ func (e *apt) transact(ctx context.Context, b *box, l *Lock) (string, error) {
 	return out.tail, nil
 }
 
-// scriptletFailure is what to say when a package could not be installed; output
-// ends with what its scriptlet said.
-func scriptletFailure(pkg, what, output string) error {
-	return fault.New(fault.Conflict, "leave the package out, or report the failure to those who made it",
+// notInstalled is what to say when a package could not be installed; output ends
+// with what its scriptlet said, where that failed.
+func notInstalled(kind fault.Kind, pkg, what, output string) error {
+	return fault.New(kind, "leave the package out, or report the failure to those who made it",
 		"package %s: %s; its last lines:\n%s", pkg, what, lastLines(output, 20))
 }
 

@@ -77,8 +77,8 @@ func TestScriptletFails(t *testing.T) {
 			"lab-failing-pre": {"lab-failing-pre", "the lab's scriptlet will not begin"},
 		} {
 			_, err := w.add(t, layering.Request{Install: []string{name}})
-			if fault.KindOf(err) != fault.Conflict {
-				t.Fatalf("%s: %v, want a conflict", name, err)
+			if fault.KindOf(err) != fault.Scriptlet {
+				t.Fatalf("%s: %v, want a failed scriptlet", name, err)
 			}
 			for _, word := range words {
 				if !strings.Contains(err.Error(), word) {

@@ -115,7 +115,7 @@ func dnfFailure(a *dnfAnswer) error {
 	case "unavailable":
 		return fault.New(fault.Unavailable, "check the network and the repository's address; nothing was changed", "%s", a.Message)
 	case "scriptlet":
-		return scriptletFailure(path.Base(a.Package), a.Message, a.Output)
+		return notInstalled(fault.Scriptlet, path.Base(a.Package), a.Message, a.Output)
 	}
 	return fault.New(fault.Conflict, "ask for other packages, or for removing what stands in the way", "the packages cannot be installed on this base: %s", a.Message)
 }

@@ -368,5 +368,5 @@ func dnf5Scriptlet(tail string) error {
 			lines = append(lines, strings.TrimSpace(said))
 		}
 	}
-	return scriptletFailure(name, what+" scriptlet failed", strings.Join(lines, "\n"))
+	return notInstalled(fault.Scriptlet, name, what+" scriptlet failed", strings.Join(lines, "\n"))
 }

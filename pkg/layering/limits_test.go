@@ -47,7 +47,7 @@ func TestLimits(t *testing.T) {
 	// What is written to /tmp is memory.
 	full := deb(t, "lab-scratch", "for d in /tmp /var/tmp /run /dev/shm; do\n  df --output=size -B1 $d | tail -n 1\ndone\ncat /dev/zero >/dev/shm/fill 2>/dev/null; stat -c 'filled with %s' /dev/shm/fill\nexit 3\n")
 	_, err = build(t.Context(), s, layering.Request{Files: []string{full}})
-	if fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "filled with") {
+	if fault.KindOf(err) != fault.Scriptlet || !strings.Contains(err.Error(), "filled with") {
 		t.Fatalf("a scriptlet that fills /dev/shm: %v", err)
 	}
 	for line := range strings.Lines(err.Error()) {
@@ -142,7 +142,7 @@ func TestJournal(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer w.close(t, s)
-		if _, err := build(t.Context(), s, layering.Request{Install: []string{"lab-failing"}}); fault.KindOf(err) != fault.Conflict {
+		if _, err := build(t.Context(), s, layering.Request{Install: []string{"lab-failing"}}); fault.KindOf(err) != fault.Scriptlet {
 			t.Errorf("a scriptlet that fails: %v", err)
 		}
 		// What was sent before it is read before it.

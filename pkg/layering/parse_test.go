@@ -184,7 +184,7 @@ func TestDnf5Scriptlet(t *testing.T) {
 [3/3] Installing lab-anchor-0:1.0-1.noa 100% |   2.3 KiB/s | 288.0   B |  00m00s
 `
 	err := dnf5Scriptlet(said)
-	if err == nil || fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "package lab-failing: %post scriptlet failed") || !strings.Contains(err.Error(), "it cannot go on") {
+	if err == nil || fault.KindOf(err) != fault.Scriptlet || !strings.Contains(err.Error(), "package lab-failing: %post scriptlet failed") || !strings.Contains(err.Error(), "it cannot go on") {
 		t.Errorf("%v", err)
 	}
 	if err := dnf5Scriptlet("[3/3] Installing lab-anchor-0:1.0-1.noa 100%\n>>> Running %post scriptlet: x-0:1-1.noarch\n"); err != nil {
