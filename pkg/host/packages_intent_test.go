@@ -123,6 +123,10 @@ func TestLayerWarnings(t *testing.T) {
 			[]string{"files in /var of one are put there at the first boot, and a later version does not change them: /var/lib/a, /var/lib/b, /var/lib/c"},
 		},
 		{"labels", layering.Layer{Relabels: true}, []string{"the packages change the rules for SELinux labels, so files of the image may get other labels than it has by itself"}},
+		{
+			"a database in /var", layering.Layer{VarDatabase: "/var/lib/dpkg"},
+			[]string{"the image has its package database in /var/lib/dpkg, which is the host's: where a host has that directory already, its own package manager does not see these packages (kedge pkg list does). Whoever builds the image should keep the database in /usr, and link it"},
+		},
 	} {
 		if got := layerWarnings(&tc.layer); !slices.Equal(got, tc.want) {
 			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)

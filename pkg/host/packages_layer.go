@@ -191,6 +191,9 @@ func layerWarnings(l *layering.Layer) (list []string) {
 	if l.Relabels {
 		list = append(list, "the packages change the rules for SELinux labels, so files of the image may get other labels than it has by itself")
 	}
+	if l.VarDatabase != "" {
+		list = append(list, "the image has its package database in "+l.VarDatabase+", which is the host's: where a host has that directory already, its own package manager does not see these packages (kedge pkg list does). Whoever builds the image should keep the database in /usr, and link it")
+	}
 	return list
 }
 

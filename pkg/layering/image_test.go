@@ -217,9 +217,13 @@ func inside(t *testing.T, root string, argv ...string) string {
 	return out
 }
 
-// TestDatabaseInVar: an image whose database lies in /var gets it in /usr.
+// TestDatabaseInVar: an image whose database lies in /var gets it in /usr, and
+// whoever builds it is to know.
 func TestDatabaseInVar(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
+		if r := w.mustAdd(t, "lab-anchor"); r.VarDatabase != "" {
+			t.Errorf("a database in /usr is said to be in %s", r.VarDatabase)
+		}
 		dir := filepath.Join(t.TempDir(), "root")
 		unpack(t, filepath.Join(w.made, w.tool+".tar"), dir)
 		name := map[string]string{"apt": "dpkg", "dnf": "rpm"}[w.engine]
@@ -239,6 +243,9 @@ func TestDatabaseInVar(t *testing.T) {
 		r.has(t, "usr/bin/lab-anchor", "usr/lib/sysimage/"+name)
 		if got := content(r, "usr/lib/tmpfiles.d/kedge-packages.conf"); !strings.Contains(got, `L "/var/lib/`+name+`" - - - - ../../usr/lib/sysimage/`+name) {
 			t.Errorf("tmpfiles.d has no link for the database: %s", got)
+		}
+		if r.VarDatabase != "/var/lib/"+name {
+			t.Errorf("the database is said to be in %q", r.VarDatabase)
 		}
 	})
 }

@@ -129,6 +129,9 @@ type Layer struct {
 	// Relabels: the packages changed the rules for SELinux labels, which are those
 	// of the base's files too.
 	Relabels bool
+	// VarDatabase is where the base has its package database, if that is in /var:
+	// "/var/lib/dpkg". In the layer it is in /usr.
+	VarDatabase string
 	// Output is what the package manager and the scriptlets said, its last 64 KiB.
 	Output string
 }

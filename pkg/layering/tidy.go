@@ -90,6 +90,7 @@ func (t *tidier) databaseLink() {
 	for _, name := range []string{dpkgVar, rpmVar} {
 		if c := t.cs[name]; c != nil && c.target != "" {
 			t.line("L", "/"+name, "- - - -", c.target)
+			t.layer.VarDatabase = "/" + name
 		}
 	}
 }
