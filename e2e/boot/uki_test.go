@@ -70,6 +70,12 @@ RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10
 // and initramfs, whose arguments are kargs beside those of every host of the lab.
 func (w *world) addUKI(t *testing.T, tree, ref, kargs string) {
 	t.Helper()
+	w.withUKI(t, tree, ref, w.makeUKI(t, tree, kargs))
+}
+
+// makeUKI is the unified kernel image of addUKI.
+func (w *world) makeUKI(t *testing.T, tree, kargs string) (file string) {
+	t.Helper()
 	dir := t.TempDir()
 	root, err := w.Run(t.Context(), "container", "digest", "docker://"+w.Registry.Repo(tree))
 	if err != nil {
@@ -96,10 +102,17 @@ func (w *world) addUKI(t *testing.T, tree, ref, kargs string) {
 		Kernel: kernels[0], Initramfs: filepath.Join(filepath.Dir(kernels[0]), "initramfs.img"), OSRelease: filepath.Join(dir, "os-release"),
 		Cmdline: strings.Join(append(append(cmdline, rootArgs...), kargs), " "),
 	}
-	if err := made.Make(t.Context(), filepath.Join(dir, "os.efi")); err != nil {
+	file = filepath.Join(dir, "os.efi")
+	if err := made.Make(t.Context(), file); err != nil {
 		t.Fatal(err)
 	}
-	program, err := os.ReadFile(filepath.Join(dir, "os.efi"))
+	return file
+}
+
+// withUKI builds ref: the image tree with that unified kernel image.
+func (w *world) withUKI(t *testing.T, tree, ref, file string) {
+	t.Helper()
+	program, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}

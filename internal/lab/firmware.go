@@ -15,6 +15,8 @@ import (
 const (
 	firmwareCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 	firmwareVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+	// varsFile is a machine's own, in its directory.
+	varsFile = "firmware-vars.fd"
 )
 
 // The EFI system partition of a disk that a firmware boots from: /dev/vda1. An
@@ -138,7 +140,7 @@ var dirty = []string{
 // firmwareArguments give a machine its firmware, whose variables stay from boot
 // to boot.
 func (m *Machine) firmwareArguments() ([]string, error) {
-	vars := filepath.Join(m.Dir, "firmware-vars.fd")
+	vars := filepath.Join(m.Dir, varsFile)
 	if _, err := os.Stat(vars); errors.Is(err, os.ErrNotExist) {
 		text, err := os.ReadFile(firmwareVars)
 		if err == nil {
