@@ -11,16 +11,15 @@ import (
 	"github.com/kedge-os/kedge/internal/lab"
 )
 
-// TestOSTreeComposefs is the story of a host of the ostree backend whose image
-// enables composefs, and later demands fs-verity. This machine's kernel may lack
-// it, so that sealing happens where it does for users: in the booted host.
-func TestOSTreeComposefs(t *testing.T) {
-	t.Parallel()
+// ostreeComposefsWorld is a world whose base has an ostree with composefs, which
+// its images enable.
+func ostreeComposefsWorld(t *testing.T) *world {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("boots machines; -short")
 	}
 	lab.NeedRoot(t)
-	lab.Need(t, "qemu-system-x86_64", "podman", "mkfs.ext4", "mmdebstrap", "umoci", "go")
+	lab.Need(t, "qemu-system-x86_64", "podman", "skopeo", "mkfs.ext4", "mmdebstrap", "umoci", "go")
 	inner, err := lab.NewWorld(context.Background(), lab.OSTreeComposefsImage(t), "")
 	if err != nil {
 		t.Fatal(err)
@@ -30,65 +29,76 @@ func TestOSTreeComposefs(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	w := &world{inner}
-	w.buildHostImage(t, "os:yes", "one")
-	// What a test that seals files needs is in the guest alone.
+	return &world{inner}
+}
+
+// addTests adds to an image the tests that seal files. This machine's kernel may
+// lack fs-verity; the guest's has it.
+func (w *world) addTests(t *testing.T, ref string) {
+	t.Helper()
 	files := map[string]string{}
-	for _, pkg := range []string{"fsverity", "ostree"} {
+	for _, pkg := range sealingPackages {
 		files[pkg+".test"] = w.testBinary(t, pkg)
 	}
-	err = w.Build(t.Context(), "os:yes", "FROM "+w.Registry.Repo("os:yes")+"\nCOPY *.test /usr/libexec/\nRUN chmod 755 /usr/libexec/*.test\n", files)
-	if err != nil {
+	if err := w.Build(t.Context(), ref, "FROM "+w.Registry.Repo(ref)+"\nCOPY *.test /usr/libexec/\nRUN chmod 755 /usr/libexec/*.test\n", files); err != nil {
 		t.Fatal(err)
 	}
-	w.build(t, "os:verity", "FROM "+w.Registry.Repo("os:yes")+`
-RUN echo sealed >/usr/share/marker && cd / && \
-    sed -i 's/^enabled.*/enabled = verity/' usr/lib/ostree/prepare-root.conf && \
-    image=$(echo usr/lib/modules/*/initramfs.img) && truncate -s %4 $image && \
-    printf '%s\n' usr usr/lib usr/lib/ostree usr/lib/ostree/prepare-root.conf | cpio -o -H newc >>$image
-`)
-	disk := w.newDisk(t, "ext4")
-	if _, err := lab.Command(t.Context(), "tune2fs", "-O", "verity", disk.Path); err != nil {
-		t.Fatal(err)
-	}
-	w.install(t, disk, "os:yes")
+}
 
-	m := w.machine(t, disk)
-	g := start(t, m)
-	g.checkHealth()
-	g.checkComposefs()
-	g.want("the mount does not ask for fs-verity", "findmnt -no OPTIONS / | grep -c verity=require || true", "0")
-	for _, pkg := range []string{"fsverity", "ostree"} {
+var sealingPackages = []string{"fsverity", "ostree"}
+
+// runTests runs what addTests has added.
+func (g *guest) runTests() {
+	g.t.Helper()
+	for _, pkg := range sealingPackages {
 		out := g.sh("cd /var/tmp && TMPDIR=/var/tmp /usr/libexec/" + pkg + ".test -test.run 'Verity|Seal' -test.v 2>&1")
 		if strings.Contains(out, "--- SKIP") || !strings.Contains(out, "--- PASS") {
-			t.Errorf("the tests of pkg/%s, where there is fs-verity:\n%s", pkg, out)
+			g.t.Errorf("the tests of pkg/%s, where there is fs-verity:\n%s", pkg, out)
 		}
 	}
-	g.sh("echo local >/etc/local")
+}
 
-	w.build(t, "os:yes", "FROM "+w.Registry.Repo("os:yes")+"\nRUN echo two >/usr/share/marker\n")
-	g.kedge("upgrade")
-	g = g.reboot(m)
-	g.checkHealth()
-	g.checkComposefs()
-	g.want("the upgrade is booted", "cat /usr/share/marker", "two")
-	g.want("a local file survives", "cat /etc/local", "local")
+// buildSealed builds os:fallback-three, which demands fs-verity.
+func (s *fallback) buildSealed(t *testing.T) {
+	s.derive(t, "three", "two", `cd / && sed -i 's/^enabled.*/enabled = verity/' usr/lib/ostree/prepare-root.conf && \
+    image=$(echo usr/lib/modules/*/initramfs.img) && truncate -s %4 $image && \
+    printf '%s\n' usr usr/lib usr/lib/ostree usr/lib/ostree/prepare-root.conf | cpio -o -H newc >>$image`)
+}
 
-	g.want("nothing is sealed yet", measureObjects+" | wc -l", "0")
-	g.kedge("switch " + w.Registry.GuestRepo("os:verity"))
-	g.want("the staged deployment's image is sealed", "fsverity measure $(ls -td /ostree/deploy/default/deploy/*.?/.ostree.cfs | head -n 1) | grep -c ^sha256:", "1")
-	g = g.reboot(m)
-	g.checkHealth()
-	g.checkComposefs()
-	g.want("the image that demands fs-verity is booted", "cat /usr/share/marker", "sealed")
-	g.want("a local file survives", "cat /etc/local", "local")
-	g.want("the mount requires fs-verity", "findmnt -no OPTIONS / | grep -o verity=require", "verity=require")
-	g.want("every object is sealed", measureObjects+" | wc -l", g.sh(countObjects))
-	g.want("the configuration says so to libostree", "ostree config get --repo=/ostree/repo ex-integrity.fsverity", "true")
+// upgradeAndBack is what the story ends with on the ostree backend: an upgrade
+// whose image demands fs-verity, where sealing happens as it does for users, in the
+// booted host; and a rollback by hand.
+func (s *fallback) upgradeAndBack(t *testing.T, h switched) {
+	h.want("the mount does not ask for fs-verity", "findmnt -no OPTIONS / | grep -c verity=require || true", "0")
+	h.want("nothing is sealed yet", measureObjects+" | wc -l", "0")
+	digest := h.host().Booted.Image.ImageDigest
+	s.tag(t, "fallback-three", "fallback-two")
+	h.wantExit("kedge upgrade --check --unchanged-exit-77", 0)
+	h.kedge("upgrade")
+	h.want("the staged deployment's image is sealed", "fsverity measure $(ls -td /ostree/deploy/default/deploy/*.?/.ostree.cfs | head -n 1) | grep -c ^sha256:", "1")
+
+	h.guest = s.reboot(h.guest, "three")
+	h.checkHealth()
+	h.checkComposefs()
+	h.made.check(h.guest)
+	if e := h.host(); e.Booted.Image.ImageDigest == digest || e.Rollback == nil || rootOf(e.Rollback) != h.two {
+		t.Errorf("status after an upgrade = %+v, want %s to go back to", e, h.two)
+	}
+	h.want("the mount requires fs-verity", "findmnt -no OPTIONS / | grep -o verity=require", "verity=require")
+	h.want("every object is sealed", measureObjects+" | wc -l", h.sh(countObjects))
+	h.want("the configuration says so to libostree", "ostree config get --repo=/ostree/repo ex-integrity.fsverity", "true")
 	began := time.Now()
-	g.sh("ostree fsck --repo=/ostree/repo")
+	h.sh("ostree fsck --repo=/ostree/repo")
 	t.Logf("ostree fsck in %.0f s", time.Since(began).Seconds())
-	g.kedge("fsck")
+	h.kedge("fsck")
+	h.kedge("rollback")
+
+	h.guest = s.reboot(h.guest, "two")
+	if root := s.check(h.guest, "two"); root != h.two {
+		t.Errorf("booted %s, want the root from before the upgrade: %s", root, h.two)
+	}
+	h.wantExit("kedge upgrade", 12)
+	s.rolledBack(h)
 }
 
 const (

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,36 +14,36 @@ import (
 	"github.com/kedge-os/kedge/pkg/host"
 )
 
-// TestFallback is the story of hosts that come back by themselves: OVMF and
-// systemd-boot, which counts boots, and roots whose check fails, whose init dies,
-// and that a power cut interrupts.
+// TestFallback is the user's story on a machine that boots by itself, with OVMF
+// and systemd-boot, which counts boots: a host comes back from a root whose check
+// fails and from one whose init dies, tells of both, and is then switched,
+// upgraded and rolled back by hand.
 func TestFallback(t *testing.T) {
 	t.Parallel()
-	nightlyOnly(t, "five boots by the firmware on each backend, a quarter of an hour")
-	for _, b := range []struct {
-		backend, fs string
-		esp         string // where systemd-bless-boot finds the partition
-		world       func(t *testing.T) *world
-	}{
-		{"ostree", "ext4", "/boot/efi", theWorld},
-		{"composefs", "ext4 -O verity", "/boot", func(t *testing.T) *world { w, _ := sealedWorld(t); return w }},
-	} {
-		t.Run(b.backend, func(t *testing.T) {
-			t.Parallel()
-			s := &fallback{world: b.world(t)}
-			s.images(t)
-			s.disk = s.firmwareDisk(t, b.fs, func(cfg host.Config) error {
-				return s.install(t, cfg, b.backend, "systemd.gpt_auto=0", "systemd.mount-extra=LABEL=ESP:"+b.esp+":vfat:umask=0077")
-			})
-			s.machine = s.world.machine(t, s.disk)
-			s.machine.Firmware, s.machine.BootTimeout = true, scriptTimeout
-			s.run(t)
-		})
-	}
+	t.Run("ostree", func(t *testing.T) {
+		t.Parallel()
+		s := &fallback{world: ostreeComposefsWorld(t), backend: "ostree"}
+		s.images(t)
+		s.buildSealed(t)
+		s.disk = s.firmwareDisk(t, "ext4 -O verity", func(cfg host.Config) error { return s.install(t, cfg) })
+		s.prepare(t)
+		s.upgradeAndBack(t, s.comesBack(t))
+	})
+	t.Run("composefs", func(t *testing.T) {
+		t.Parallel()
+		w, layout := sealedWorld(t)
+		s := &fallback{world: w, backend: "composefs"}
+		s.images(t)
+		s.disk = s.newFirmwareDisk(t, "ext4 -O verity", false)
+		s.installFromMedium(t, layout)
+		s.prepare(t)
+		s.backAndDamaged(t, s.comesBack(t))
+	})
 }
 
 type fallback struct {
 	*world
+	backend string
 	disk    *lab.Disk
 	machine *lab.Machine
 }
@@ -52,51 +51,75 @@ type fallback struct {
 // The check of every image, as the host sees it.
 const markerCheck = "/usr/lib/kedge/health.d/10-marker"
 
-// derivedImage is what a command makes of another image.
-type derivedImage struct{ name, change string }
-
-// badImages are those that a host comes back from, in the order in which they are
-// installed.
-var badImages = []derivedImage{
+// badImages are those that the host comes back from, by what makes them of the
+// image one, in the order in which they are installed.
+var badImages = []struct{ name, change string }{
 	{"panics", `printf '#!/bin/sh\nexit 1\n' >/usr/lib/systemd/init && chmod 755 /usr/lib/systemd/init && mv /usr/lib/systemd/init /usr/lib/systemd/systemd`},
 	{"sick", "true"},
 }
 
-// images builds those that the tag os:fallback leads to, one after the other, as
-// os:fallback-NAME.
+// images builds the image os:fallback-one, what badImages makes of it, and
+// os:fallback-two.
 func (s *fallback) images(t *testing.T) {
-	s.buildHostImage(t, "os:fallback-one", "one")
-	s.build(t, "os:fallback-one", "FROM "+s.Registry.Repo("os:fallback-one")+`
-RUN mkdir -p /usr/lib/kedge/health.d && \
-    printf 'tries = 1\ntimeout = "20m"\n' >/usr/lib/kedge/health.toml && \
-    printf '#!/bin/sh\necho this is $(cat /usr/share/marker)\n! grep sick /usr/share/marker\n' >`+markerCheck+` && \
-    chmod 755 `+markerCheck+"\n")
-	// The first boot of two lasts until the power is cut. In the second the menu is
-	// written anew before the verdict.
-	const cut = `printf '#!/bin/sh\n[ -e /var/lib/cut ] && exec kedge rollback\ntouch /var/lib/cut && sync && exec sleep 900\n' >/usr/lib/kedge/health.d/20-cut && ` +
-		`chmod 755 /usr/lib/kedge/health.d/20-cut`
-	for _, d := range append(slices.Clone(badImages), derivedImage{"two", cut}) {
-		s.build(t, "os:fallback-"+d.name, "FROM "+s.Registry.Repo("os:fallback-one")+
-			"\nRUN echo "+d.name+" >/usr/share/marker && "+d.change+
-			"\nLABEL org.opencontainers.image.version=\""+d.name+"\"\n")
+	s.buildChecked(t)
+	for _, bad := range badImages {
+		s.derive(t, bad.name, "one", bad.change)
 	}
-	s.tag(t, "one")
+	s.build(t, "os:fallback-two", "FROM "+s.Registry.Repo("os:fallback-one")+changesOfTwo)
+	s.tag(t, "fallback-one", "fallback")
 }
 
-// tag moves the tag that the host follows.
-func (s *fallback) tag(t *testing.T, name string) {
+// buildChecked builds os:fallback-one, whose check looks at the marker, and which
+// tries a new root once.
+func (s *fallback) buildChecked(t *testing.T) {
+	s.buildHostImage(t, "os:fallback-one", "one")
+	if s.backend == "ostree" {
+		s.addTests(t, "os:fallback-one")
+	}
+	s.build(t, "os:fallback-one", "FROM "+s.Registry.Repo("os:fallback-one")+defaultOfOne+`
+RUN mkdir -p /usr/lib/kedge/health.d /etc/greenboot/check/wanted.d && \
+    printf 'tries = 1\ntimeout = "20m"\n' >/usr/lib/kedge/health.toml && \
+    printf '#!/bin/sh\necho this is $(cat /usr/share/marker)\n! grep sick /usr/share/marker\n' >`+markerCheck+` && \
+    chmod 755 `+markerCheck+` && \
+    echo 'echo wanted; exit 3' >/etc/greenboot/check/wanted.d/wish.sh
+`)
+}
+
+// derive builds os:fallback-NAME from another of these images.
+func (s *fallback) derive(t *testing.T, name, from, change string) {
+	s.build(t, "os:fallback-"+name, "FROM "+s.Registry.Repo("os:fallback-"+from)+
+		"\nRUN echo "+name+" >/usr/share/marker && "+change+
+		"\nLABEL org.opencontainers.image.version=\""+name+"\"\n")
+}
+
+// tag lets a tag of os lead to what another does.
+func (s *fallback) tag(t *testing.T, from, to string) {
 	t.Helper()
 	lab.Need(t, "skopeo")
 	if _, err := lab.Command(t.Context(), "skopeo", "copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false", "--preserve-digests",
-		"docker://"+s.Registry.Repo("os:fallback-"+name), "docker://"+s.Registry.Repo("os:fallback")); err != nil {
+		"docker://"+s.Registry.Repo("os:"+from), "docker://"+s.Registry.Repo("os:"+to)); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// install puts a host on a disk whose boot menu begins with two bad roots, each of
+// kargs of the host. systemd-bless-boot wants the partition mounted.
+func (s *fallback) kargs() []string {
+	at := "/boot"
+	if s.backend == "ostree" {
+		at = "/boot/efi"
+	}
+	return []string{"systemd.gpt_auto=0", "systemd.mount-extra=LABEL=ESP:" + at + ":vfat:umask=0077"}
+}
+
+// install puts a host on a disk whose boot menu begins with the bad roots, each of
 // which has one try.
-func (s *fallback) install(t *testing.T, cfg host.Config, backend string, kargs ...string) error {
-	if err := s.installFirmware(t, cfg, "systemd-boot", "os:fallback", backend, kargs...); err != nil {
+func (s *fallback) install(t *testing.T, cfg host.Config) error {
+	if err := s.installFirmware(t, cfg, "systemd-boot", "os:fallback", s.backend, s.kargs()...); err != nil {
+		return err
+	}
+	// Where an installer mounts the partition. systemd cannot make it: libostree's
+	// /boot is of the read-only /sysroot.
+	if err := os.Mkdir(filepath.Join(cfg.Sysroot, "boot/efi"), 0o755); err != nil {
 		return err
 	}
 	cfg.Write = true
@@ -105,15 +128,15 @@ func (s *fallback) install(t *testing.T, cfg host.Config, backend string, kargs 
 		if err != nil {
 			return err
 		}
-		_, err = h.Switch(t.Context(), host.SwitchOptions{Image: s.Registry.Repo("os:fallback-" + bad.name), Retain: true, AllowMissingVerity: true})
+		_, err = h.Switch(t.Context(), host.SwitchOptions{Image: s.Registry.Repo("os:fallback-" + bad.name), Retain: true})
 		h.Close()
 		if err != nil {
 			return err
 		}
 	}
 	counted, err := filepath.Glob(filepath.Join(cfg.Sysroot, "efi/loader/entries/*+3*.conf"))
-	if err != nil || len(counted) != 2 {
-		t.Errorf("%d entries are counted, want two: %v", len(counted), err)
+	if err != nil || len(counted) != len(badImages) {
+		t.Errorf("%d entries are counted, want those of the bad images: %v", len(counted), err)
 	}
 	for _, file := range counted {
 		name, _, _ := strings.Cut(file, "+3")
@@ -124,61 +147,146 @@ func (s *fallback) install(t *testing.T, cfg host.Config, backend string, kargs 
 	return nil
 }
 
-func (s *fallback) run(t *testing.T) {
+// installFromMedium does the same on the machine itself, whose kernel seals the
+// files, and which finds the EFI system partition by its type.
+func (s *fallback) installFromMedium(t *testing.T, layout string) {
+	refs, change := []string{"os:fallback-one"}, ""
+	for _, bad := range badImages {
+		refs = append(refs, "os:fallback-"+bad.name)
+		change += "kedge --sysroot /target switch --retain oci:/source:fallback-" + bad.name + " >>/run/log 2>&1\n"
+	}
+	s.fromMedium(t, s.disk, layout, refs, s.installSystemdBoot("/dev/vda2", "os:fallback-one", "os:fallback", s.kargs()...)+change+`
+umount /target
+mount -t vfat /dev/vda1 /target
+ls /target/loader/entries >>/run/log
+set -- /target/loader/entries/*+3*.conf
+[ $# = 2 ]
+for entry; do mv "$entry" "${entry%+3*}+1.conf"; done
+umount /target
+`)
+}
+
+// prepare puts the disk into a machine.
+func (s *fallback) prepare(t *testing.T) {
+	t.Helper()
+	s.machine = s.world.machine(t, s.disk)
+	s.machine.Firmware, s.machine.BootTimeout = true, scriptTimeout
+}
+
+// switched is a host that runs the image two.
+type switched struct {
+	*guest
+	one, two string // roots
+	made     edits
+}
+
+// comesBack boots the bad roots, then the image one, and from it the image two.
+func (s *fallback) comesBack(t *testing.T) switched {
 	s.givesUp(t)
 	s.panics(t)
 	g := s.start(t, "one")
+	one := s.check(g, "one")
+	s.told(g)
+	t.Logf("cost of the units:\n%s", g.output("systemctl show -P CPUUsageNSec kedge-health.service kedge-boot-complete.service; systemd-analyze blame | grep kedge; systemd-analyze"))
+	if s.backend == "ostree" {
+		g.runTests()
+	} else {
+		g.checkRefusals(one)
+	}
+
+	g.edit()
+	ref := s.Registry.GuestRepo("os:fallback-two")
+	g.kedge("switch " + ref)
+	g.kedge("kargs --append lab.more=1")
+	if e := g.status().Status.Staged; e == nil || e.Image.Image.Image != ref {
+		t.Fatalf("after switch, status shows %+v as staged", e)
+	}
+	if s.backend == "ostree" {
+		g.want("libostree sees what is staged, and leaves it to kedge", "ostree admin status | grep -c 'finalization locked'", "1")
+	}
+	made := g.editLate()
+	g = s.reboot(g, "two")
+	two := s.check(g, "two")
+	if two == one {
+		t.Fatalf("after switch and reboot, %s is booted still", one)
+	}
+	g.checkTwo()
+	g.want("the user's kernel argument is there", "grep -o lab.more=1 /proc/cmdline", "lab.more=1")
+	made.check(g)
+	g.want("the entry is blessed", "systemctl is-active systemd-bless-boot.service", "active")
+	g.want("no entry has tries left", "find /boot -name '*+[1-9]*.conf' | wc -l", "0")
+	g.wantExit("kedge upgrade --check --unchanged-exit-77", 77)
+	g.kedge("pin 0")
+	if h := g.host(); !h.Booted.Pinned || h.Rollback == nil || rootOf(h.Rollback) != one {
+		t.Errorf("status after switch and pin = %+v", h)
+	}
+	return switched{g, one, two, made}
+}
+
+// told: the host says what it came back from, and does not take it again.
+func (s *fallback) told(g *guest) {
+	g.t.Helper()
 	h := g.health()
 	if h.AutoRollback.State != v1.RollbackSupported {
-		t.Errorf("autoRollback = %+v, want supported", h.AutoRollback)
+		g.t.Errorf("autoRollback = %+v, want supported", h.AutoRollback)
 	}
+	if c := h.Current; c == nil || c.State != v1.HealthGood || c.Passed != 1 || len(c.Checks) != 1 || c.Checks[0].Output != "wanted\n" {
+		g.t.Errorf("health of a good boot = %+v", c)
+	}
+	g.want("the boot is complete", "systemctl is-active boot-complete.target", "active")
 	if r := h.LastRollback; r == nil || r.By != v1.ByLoader || r.FromVersion != "sick" || r.Reason != v1.HeldCheck || r.Check != markerCheck ||
 		time.Since(r.Time).Abs() > time.Hour {
-		t.Fatalf("last rollback = %+v, want one from sick by the boot loader", r)
+		g.t.Fatalf("last rollback = %+v, want one from sick by the boot loader", r)
 	}
 	held := map[string]string{}
 	for _, q := range h.Quarantine {
 		held[q.Version] = q.Reason + " " + q.Check
 	}
 	if want := (map[string]string{"sick": v1.HeldCheck + " " + markerCheck, "panics": v1.HeldExhausted + " "}); !maps.Equal(held, want) {
-		t.Errorf("quarantine = %q, want %q", held, want)
+		g.t.Errorf("quarantine = %q, want %q", held, want)
 	}
 	g.wantIn("kedge status", "Rolled back from sick ", "by the boot loader: check failed: "+markerCheck+" failed (exit status 1)")
 	g.wantIn("kedge health quarantine list", "check failed", "sick", markerCheck, "tries exhausted", "panics")
-	for _, name := range []string{"sick", "panics"} {
-		s.tag(t, name)
+	for _, bad := range badImages {
+		s.tag(g.t, "fallback-"+bad.name, "fallback")
 		g.wantExit("kedge upgrade", 12)
-		g.wantExit("kedge switch "+s.Registry.GuestRepo("os:fallback-"+name), 12)
+		g.wantExit("kedge switch "+s.Registry.GuestRepo("os:fallback-"+bad.name), 12)
 	}
-	g.kedge("deploy " + h.LastRollback.FromDigest)
-	g.kedge("rollback")
+	if os.Getenv("KEDGE_NIGHTLY") != "" {
+		g.kedge("deploy " + h.LastRollback.FromDigest)
+		g.kedge("rollback")
+	}
+	g.kedge("health quarantine clear")
+	g.wantExit("kedge upgrade --check", 0)
+}
 
-	// A power cut, with another try left; the tag has moved on.
-	s.tag(t, "two")
-	g.sh("mkdir -p /etc/kedge && echo 'tries = 2' >/etc/kedge/health.toml")
-	g.kedge("upgrade")
-	s.shutdown(g)
-	s.cut(t)
-	g = s.start(t, "two")
-	g.want("the entry is blessed", "systemctl is-active systemd-bless-boot.service", "active")
-	g.want("only what is pinned and failed is counted", "find /boot -name '*+*.conf' | wc -l", "2")
-	if h := g.health(); h.Current == nil || h.Current.State != v1.HealthGood || len(h.Quarantine) != 3 {
-		t.Errorf("health after a power cut and a good boot = %+v", h)
+// check looks for what must hold on every booted host, and returns its root.
+func (s *fallback) check(g *guest, marker string) string {
+	g.t.Helper()
+	g.checkLoaded(marker, s.backend, `"name": "systemd-boot"`, `"info": "systemd-boot `, `"secureBoot": "disabled"`)
+	if s.backend == "composefs" {
+		return g.checkSealed()
 	}
+	g.checkComposefs()
+	return rootOf(g.host().Booted)
+}
 
-	// Its check has rolled back by hand meanwhile, which is undone.
-	g.wantIn("kedge health quarantine list", v1.HeldByHand)
-	g.kedge("rollback")
-	if q := g.health().Quarantine; len(q) != 2 {
-		t.Errorf("quarantine = %+v, want what failed", q)
+// rolledBack looks at a host after a rollback by hand, and turns it off.
+func (s *fallback) rolledBack(h switched) {
+	h.t.Helper()
+	h.made.check(h.guest)
+	h.wantIn("kedge health quarantine list", v1.HeldByHand)
+	h.wantIn("kedge history", "by the boot loader: check failed")
+	h.kedge("status")
+	host := h.host()
+	roots := len(host.OtherDeployments) + 2
+	if host.Booted == nil || host.Rollback == nil || host.Staged != nil {
+		h.t.Errorf("status after a rollback = %+v", host)
 	}
-	g.kedge("cleanup")
-	g.kedge("status")
-	g.kedge("history")
-	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
-		t.Fatal(err)
+	if err := h.Shutdown("poweroff", scriptTimeout); err != nil {
+		h.t.Fatal(err)
 	}
-	checkESP(t, s.disk, 4, true)
+	checkESP(h.t, s.disk, roots, false)
 }
 
 // start boots what is to be a good root of that name.
@@ -188,6 +296,12 @@ func (s *fallback) start(t *testing.T, marker string) *guest {
 	g.awaitJudged("success")
 	g.want("what runs", "cat /usr/share/marker", marker)
 	return g
+}
+
+func (s *fallback) reboot(g *guest, marker string) *guest {
+	g.t.Helper()
+	s.shutdown(g)
+	return s.start(g.t, marker)
 }
 
 func (s *fallback) shutdown(g *guest) {
@@ -208,6 +322,7 @@ func (s *fallback) givesUp(t *testing.T) {
 	if err := g.WaitDown(scriptTimeout); err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("a root whose check fails took %.0f s of processor", g.CPU().Seconds())
 }
 
 // panics boots a root whose kernel panics for want of an init.
@@ -222,20 +337,6 @@ func (s *fallback) panics(t *testing.T) {
 	if errors.Is(err, os.ErrDeadlineExceeded) || !strings.Contains(err.Error(), "Rebooting in 1 seconds") {
 		t.Fatalf("a root without an init: %v", err)
 	}
-}
-
-// cut ends a boot that is not judged yet.
-func (s *fallback) cut(t *testing.T) {
-	t.Helper()
-	g, err := s.machine.Boot(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(g.Kill)
-	if _, err := g.Run("until [ -e /var/lib/cut ]; do sleep 1; done; sync", scriptTimeout); err != nil {
-		t.Fatal(err)
-	}
-	g.Kill()
 }
 
 func (g *guest) wantIn(script string, want ...string) {

@@ -13,59 +13,6 @@ import (
 	"github.com/kedge-os/kedge/pkg/ocibridge"
 )
 
-// TestSystemdBootOSTree and TestSystemdBootComposefs are the story of a host that
-// its firmware boots: OVMF, systemd-boot on the EFI system partition, and the menu
-// that kedge writes there. Nothing of the lab chooses the kernel.
-func TestSystemdBootOSTree(t *testing.T) {
-	t.Parallel()
-	nightlyOnly(t, "three boots by the firmware, ten minutes")
-	w := theWorld(t)
-	w.buildHostImage(t, "os:efi-one", "one")
-	w.firmwareStory(t, "ostree", "ext4")
-}
-
-// TestSystemdBootComposefs is that of the composefs backend, in bootc's layout.
-func TestSystemdBootComposefs(t *testing.T) {
-	t.Parallel()
-	nightlyOnly(t, "three boots by the firmware, ten minutes")
-	w, _ := sealedWorld(t)
-	w.buildHostImage(t, "os:efi-one", "one")
-	w.firmwareStory(t, "composefs", "ext4 -O verity")
-}
-
-func (w *world) firmwareStory(t *testing.T, backend, fs string) {
-	w.build(t, "os:efi-two", "FROM "+w.Registry.Repo("os:efi-one")+`
-RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10-lab.toml
-`)
-	disk := w.firmwareDisk(t, fs, func(cfg host.Config) error {
-		return w.installFirmware(t, cfg, "systemd-boot", "os:efi-one", backend)
-	})
-	checkESP(t, disk, 1, false)
-
-	m := w.machine(t, disk)
-	m.Firmware, m.BootTimeout = true, scriptTimeout
-	g := start(t, m)
-	check := func(marker string) {
-		t.Helper()
-		g.checkLoaded(marker, backend, `"name": "systemd-boot"`, `"info": "systemd-boot `, `"secureBoot": "disabled"`)
-	}
-	check("one")
-	g.kedge("switch " + w.Registry.GuestRepo("os:efi-two"))
-	g.kedge("kargs --append lab.more=1")
-	g = g.reboot(m)
-	check("two")
-	g.want("the user's kernel argument is there", "grep -o lab.more=1 /proc/cmdline", "lab.more=1")
-	g.kedge("rollback")
-	g = g.reboot(m)
-	check("one")
-	g.want("the user's kernel argument is gone", "grep -c lab.more=1 /proc/cmdline || true", "0")
-	g.kedge("cleanup")
-	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
-		t.Fatal(err)
-	}
-	checkESP(t, disk, 2, false)
-}
-
 // nightlyOnly leaves a long story to make nightly.
 func nightlyOnly(t *testing.T, long string) {
 	t.Helper()
@@ -107,17 +54,24 @@ func (g *guest) checkLoaded(marker, backend string, says ...string) {
 	}
 }
 
-// firmwareDisk makes a partitioned disk, whose root is of the kind fs, and has fn
-// install a host on it.
-func (w *world) firmwareDisk(t *testing.T, fs string, fn func(host.Config) error) *lab.Disk {
+// newFirmwareDisk makes a partitioned disk, whose root is of the kind fs; with
+// extended it has an extended boot loader partition.
+func (w *world) newFirmwareDisk(t *testing.T, fs string, extended bool) *lab.Disk {
 	t.Helper()
 	lab.Need(t, "sfdisk", "mkfs.vfat", "fsck.fat", "mcopy")
 	path := filepath.Join(w.Dir, strings.ReplaceAll(t.Name(), "/", "-")+".img")
-	disk, err := lab.NewFirmwareDisk(t.Context(), path, fs, 6<<30, false)
+	disk, err := lab.NewFirmwareDisk(t.Context(), path, fs, 6<<30, extended)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.Remove(path) })
+	return disk
+}
+
+// firmwareDisk makes such a disk, and has fn install a host on it.
+func (w *world) firmwareDisk(t *testing.T, fs string, fn func(host.Config) error) *lab.Disk {
+	t.Helper()
+	disk := w.newFirmwareDisk(t, fs, false)
 	policy := filepath.Join(t.TempDir(), "policy.json")
 	if err := os.WriteFile(policy, []byte(`{"default": [{"type": "insecureAcceptAnything"}]}`), 0o600); err != nil {
 		t.Fatal(err)
@@ -137,11 +91,17 @@ func (w *world) firmwareDisk(t *testing.T, fs string, fn func(host.Config) error
 func (w *world) installFirmware(t *testing.T, cfg host.Config, bootloader, ref, backend string, kargs ...string) error {
 	_, err := host.Install(t.Context(), cfg, host.InstallOptions{
 		Image: w.Registry.Repo(ref), TargetImage: w.Registry.GuestRepo(ref), Backend: backend, Bootloader: bootloader,
-		Kargs: slices.Concat(strings.Fields(lab.EmulatorOptions+",apparmor"), rootArgs, kargs),
+		Kargs: firmwareKargs(kargs),
 		// Sealing is what the kernel of the guest could do; another test does it.
 		AllowMissingVerity: true,
 	})
 	return err
+}
+
+// firmwareKargs are the kernel arguments of a host that its firmware boots: the lab
+// cannot add its own to those of the entries.
+func firmwareKargs(more []string) []string {
+	return slices.Concat(strings.Fields(lab.EmulatorOptions+",apparmor"), rootArgs, more)
 }
 
 // checkESP looks at the partition of a machine that is down, whose power may have

@@ -11,11 +11,14 @@ import (
 )
 
 // TestTakeOver moves a host that the real ostree installed, from a commit that
-// never was an image, to an image. kedge is brought along by `self install`.
+// never was an image, to an image. kedge is brought along by `self install`. The
+// image's checks fail, and whoever takes the previous line of the menu is back at
+// ostree's commit, and finds that settled.
 func TestTakeOver(t *testing.T) {
 	t.Parallel()
 	w := theWorld(t)
-	w.buildHostImage(t, "os:takeover", "image")
+	w.buildHostImage(t, "os:takeover", "sick")
+	w.buildSick(t, "os:takeover")
 	disk := w.newDisk(t, "ext4")
 	if err := disk.With(t.Context(), func(root string) error { return w.installWithOSTree(t, root) }); err != nil {
 		t.Fatal(err)
@@ -24,19 +27,22 @@ func TestTakeOver(t *testing.T) {
 	m := w.machine(t, disk)
 	g := start(t, m)
 	g.want("libostree's deployment is booted", "ostree admin status | grep -c '^\\* os '", "1")
-	g.sh("echo local >/etc/local && mkdir -p /var/lib/e2e && echo data >/var/lib/e2e/data")
+	g.edit()
+	g.leaveChecks()
 	old := g.sh("ostree admin status | sed -n 's/^\\* os \\([0-9a-f]*\\)\\..*/\\1/p'")
 
 	out := g.sh("/var/kedge-brought self install")
 	t.Logf("kedge self install:\n%s", out)
-	out = g.sh("/var/lib/kedge/bin/kedge switch " + w.Registry.GuestRepo("os:takeover"))
-	t.Logf("kedge switch:\n%s", out)
+	g.brought = "/var/lib/kedge/bin/kedge"
+	ref := w.Registry.GuestRepo("os:takeover")
+	g.kedge("switch " + ref)
+	made := g.editLate()
 
 	g = g.reboot(m)
-	g.checkHealth()
-	g.want("the image is booted", "cat /usr/share/marker", "image")
-	g.want("a local file survives", "cat /etc/local", "local")
-	g.want("/var survives", "cat /var/lib/e2e/data", "data")
+	g.checkSick()
+	g.checkRoot()
+	g.want("the image is booted", "cat /usr/share/marker", "sick")
+	made.check(g)
 	s := g.status()
 	if s.Status.Booted.OSTree.Stateroot != "os" {
 		t.Errorf("stateroot is %q, want the one ostree made", s.Status.Booted.OSTree.Stateroot)
@@ -44,12 +50,27 @@ func TestTakeOver(t *testing.T) {
 	if s.Status.Rollback == nil || s.Status.Rollback.OSTree.Checksum != old {
 		t.Errorf("rollback is %+v, want ostree's deployment %s", s.Status.Rollback, old)
 	}
+	g.kedge("status")
+
+	m.MenuEntry = 1 // chosen by hand
+	g = g.reboot(m)
+	g.brought = "/var/lib/kedge/bin/kedge"
+	g.checkWell()
+	g.checkHealth()
+	g.want("libostree's deployment is booted again", "ostree admin status | sed -n 's/^\\* os \\([0-9a-f]*\\)\\..*/\\1/p'", old)
+	made.check(g)
+	g.wantExit(g.brought+" switch "+ref, 12)
+	g.kedge("history")
 	// And libostree drives the host that kedge changed.
 	g.sh("ostree admin undeploy 1")
-	if out := g.sh("ostree admin status"); strings.Contains(out, old) {
-		t.Errorf("after ostree admin undeploy, the old deployment is still there:\n%s", out)
+	if out := g.sh("ostree admin status"); strings.Contains(out, s.Status.Booted.OSTree.Checksum) {
+		t.Errorf("after ostree admin undeploy, the image's deployment is still there:\n%s", out)
 	}
 	g.kedge("status")
+	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
+		t.Fatal(err)
+	}
+	checkDisk(t, w, disk)
 }
 
 // installWithOSTree deploys the base image's tree with ostree's own commands.

@@ -136,8 +136,17 @@ func Mounted(t testing.TB, fs string, size int64) string {
 // returns the entry with the copies' paths. As a boot loader does it, paths are
 // looked up in the file system that holds the entries: that is /boot's own where
 // it has one, else the root's, where a path starts with /boot or not
-// (libostree's bootprefix).
+// (libostree's bootprefix). A disk with partitions has them on the EFI system
+// partition.
 func (d *Disk) bootFiles(ctx context.Context, dir string, line int) (e BootEntry, err error) {
+	if d.RootStart != 0 {
+		files, err := d.ESP(ctx, dir, true)
+		if err != nil {
+			return e, err
+		}
+		defer os.RemoveAll(files)
+		return copyBootFiles(dir, files, files, line)
+	}
 	image, boot := d.Path, "boot"
 	if d.Boot != "" {
 		image, boot = d.Boot, "."
