@@ -115,6 +115,7 @@ type Sysroot struct {
 	sub      int // S of boot.V.S
 	list     []*Deployment
 	problems []error
+	told     []string          // problems that were logged
 	merged   []etcmerge.Change // of the last merge of /etc
 }
 

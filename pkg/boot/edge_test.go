@@ -1,8 +1,10 @@
 package boot
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,7 +65,13 @@ func TestBrokenEntriesArePassedOver(t *testing.T) {
 	} {
 		w.write("boot/loader/entries/"+name, text)
 	}
+	var log bytes.Buffer
+	s.log = slog.New(slog.NewTextHandler(&log, nil))
 	must(t, s.Load())
+	must(t, s.Load())
+	if told := strings.Count(log.String(), "passed over"); told != 3 {
+		t.Errorf("three problems are told of %d times:\n%s", told, log.String())
+	}
 	if len(s.Problems()) != 3 || len(s.Deployments()) != 1 || s.Deployments()[0].Checksum != c {
 		t.Fatalf("%d problems, deployments %v; want 3 and the sound one", len(s.Problems()), s.Deployments())
 	}

@@ -152,9 +152,14 @@ func (s *Sysroot) loadEntries() error {
 	return nil
 }
 
+// problem notes what is passed over. It is told once, however often a command reads
+// the sysroot.
 func (s *Sysroot) problem(err error) {
 	s.problems = append(s.problems, err)
-	s.log.Warn("passed over", "error", err)
+	if text := err.Error(); !slices.Contains(s.told, text) {
+		s.told = append(s.told, text)
+		s.log.Warn("passed over", "error", err)
+	}
 }
 
 func (s *Sysroot) loadEntry(name string) (*Deployment, error) {

@@ -134,6 +134,7 @@ type Sysroot struct {
 
 	list     []*Deployment
 	problems []error
+	told     []string          // problems that were logged
 	merged   []etcmerge.Change // of the last merge of /etc
 	// droppedPCRs: see DroppedPCRs
 	droppedPCRs bool
