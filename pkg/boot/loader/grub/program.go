@@ -181,5 +181,16 @@ func (l *Loader) readEntries() error {
 	if err := l.boot.MkdirAll(path.Dir(entriesConfig), 0o755); err != nil {
 		return err
 	}
-	return atomicfile.Write(l.boot, entriesConfig, []byte("# Written by kedge: boot entries are the menu.\nset timeout=3\ninsmod blscfg\nblscfg\n"), 0o644)
+	return atomicfile.Write(l.boot, entriesConfig, l.opts.Place.entriesMenu(), 0o644)
+}
+
+// entriesMenu is its text. By itself blscfg reads /loader/entries of the file system;
+// another directory is named to Fedora's by a variable, and to upstream's, from 2.14
+// on, by an option, which Fedora's refuses.
+func (p Place) entriesMenu() []byte {
+	read := "blscfg\n"
+	if p.Path != "/" {
+		read = fmt.Sprintf("set blsdir=%s\nif blscfg --path \"$blsdir\"; then set menu=read; else blscfg; fi\n", quote(path.Join(p.Path, "loader/entries")))
+	}
+	return []byte("# Written by kedge: boot entries are the menu.\nset timeout=3\ninsmod blscfg\n" + read)
 }

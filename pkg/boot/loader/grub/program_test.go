@@ -127,6 +127,26 @@ func TestInstall(t *testing.T) {
 	}
 }
 
+// TestEntriesMenu: where entries are not below the file system's root, GRUB is told.
+func TestEntriesMenu(t *testing.T) {
+	lab.Need(t, "grub-script-check")
+	for place, want := range map[string]string{
+		"/":                 "insmod blscfg\nblscfg\n",
+		"/boot":             "set blsdir='/boot/loader/entries'\n",
+		"/it's a root/boot": `set blsdir='/it'\''s a root/boot/loader/entries'`,
+	} {
+		text := Place{Path: place}.entriesMenu()
+		if !strings.Contains(string(text), want) {
+			t.Errorf("for %s: %s", place, text)
+		}
+		file := filepath.Join(t.TempDir(), "grub.cfg")
+		check(t, os.WriteFile(file, text, 0o600))
+		if _, err := lab.Command(t.Context(), "grub-script-check", file); err != nil {
+			t.Errorf("for %s: %v\n%s", place, err, text)
+		}
+	}
+}
+
 // TestUpdate: the programs follow the image forwards, not backwards, and the
 // configuration stays.
 func TestUpdate(t *testing.T) {
