@@ -76,14 +76,17 @@ func (s *fallback) buildChecked(t *testing.T) {
 	if s.backend == "ostree" {
 		s.addTests(t, "os:fallback-one")
 	}
-	s.build(t, "os:fallback-one", "FROM "+s.Registry.Repo("os:fallback-one")+defaultOfOne+`
+	s.build(t, "os:fallback-one", "FROM "+s.Registry.Repo("os:fallback-one")+defaultOfOne+addChecks)
+}
+
+// addChecks has an image try a new root once, and look at its marker.
+const addChecks = `
 RUN mkdir -p /usr/lib/kedge/health.d /etc/greenboot/check/wanted.d && \
     printf 'tries = 1\ntimeout = "20m"\n' >/usr/lib/kedge/health.toml && \
-    printf '#!/bin/sh\necho this is $(cat /usr/share/marker)\n! grep sick /usr/share/marker\n' >`+markerCheck+` && \
-    chmod 755 `+markerCheck+` && \
+    printf '#!/bin/sh\necho this is $(cat /usr/share/marker)\n! grep sick /usr/share/marker\n' >` + markerCheck + ` && \
+    chmod 755 ` + markerCheck + ` && \
     echo 'echo wanted; exit 3' >/etc/greenboot/check/wanted.d/wish.sh
-`)
-}
+`
 
 // derive builds os:fallback-NAME from another of these images.
 func (s *fallback) derive(t *testing.T, name, from, change string) {

@@ -12,57 +12,84 @@ import (
 
 // TestGRUBOSTree and TestGRUBComposefs are the story of a host that its firmware
 // boots with Debian's shim and GRUB, as the image ships them, and the menu that
-// kedge generates for it. GRUB gives up a root that dies; one that is good is not
-// counted any more.
+// kedge generates for it; one of them with Secure Boot on. The host comes back from a root that dies and from one
+// whose check fails, is switched, given a kernel argument and a pin, and rolled back
+// by hand; a root that is good is not counted any more.
 func TestGRUBOSTree(t *testing.T) {
 	t.Parallel()
-	nightlyOnly(t, "five boots by the firmware, ten minutes")
-	theWorld(t).grubStory(t, "ostree", "ext4")
+	nightlyOnly(t, "seven boots by the firmware, ten minutes")
+	theWorld(t).grubStory(t, "ostree", "ext4", true)
 }
 
 // TestGRUBComposefs is that of the composefs backend.
 func TestGRUBComposefs(t *testing.T) {
 	t.Parallel()
-	nightlyOnly(t, "five boots by the firmware, ten minutes")
+	nightlyOnly(t, "seven boots by the firmware, ten minutes")
 	w, _ := sealedWorld(t)
-	w.grubStory(t, "composefs", "ext4 -O verity")
+	w.grubStory(t, "composefs", "ext4 -O verity", false)
 }
 
-func (w *world) grubStory(t *testing.T, backend, fs string) {
+func (w *world) grubStory(t *testing.T, backend, fs string, secureBoot bool) {
 	w.buildHostImage(t, "os:grub-host", "one")
-	w.build(t, "os:grub-host", "FROM "+w.Registry.Repo("os:grub-host")+"\nRUN mkdir -p /usr/lib/kedge && printf 'tries = 1\\n' >/usr/lib/kedge/health.toml\n")
+	w.build(t, "os:grub-host", "FROM "+w.Registry.Repo("os:grub-host")+addChecks)
 	w.buildGRUB(t, "os:grub-one", "os:grub-host")
 	w.build(t, "os:grub-two", "FROM "+w.Registry.Repo("os:grub-one")+`
 RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10-lab.toml
 `)
-	w.build(t, "os:grub-dies", "FROM "+w.Registry.Repo("os:grub-one")+"\nRUN "+badImages[0].change+"\nLABEL org.opencontainers.image.version=\"dies\"\n")
+	for _, bad := range badImages {
+		w.build(t, "os:grub-"+bad.name, "FROM "+w.Registry.Repo("os:grub-one")+"\nRUN echo "+bad.name+" >/usr/share/marker && "+bad.change+
+			"\nLABEL org.opencontainers.image.version=\""+bad.name+"\"\n")
+	}
 	disk := w.firmwareDisk(t, fs, func(cfg host.Config) error {
 		return w.installFirmware(t, cfg, "grub", "os:grub-one", backend)
 	})
 	checkGRUB(t, disk)
 
 	m := w.machine(t, disk)
-	m.Firmware, m.BootTimeout = true, scriptTimeout
+	m.Firmware, m.SecureBoot, m.BootTimeout = true, secureBoot, scriptTimeout
+	secure := `"secureBoot": "disabled"`
+	if secureBoot {
+		secure = `"secureBoot": "enabled"`
+	}
 	g := start(t, m)
 	check := func(g *guest, marker string) {
 		t.Helper()
-		g.checkLoaded(marker, backend, `"name": "grub"`, `"state": "supported"`)
+		g.checkLoaded(marker, backend, `"name": "grub"`, `"state": "supported"`, secure)
 		g.want("GRUB loaded the kernel", "grep -o '^BOOT_IMAGE=' /proc/cmdline", "BOOT_IMAGE=")
 		g.want("the boot is marked as good", "systemctl is-active kedge-bless-boot.service", "active")
 		g.want("what runs is not counted", "grep -h -A 1 '^# kedge: [0-9]' /boot/grub/kedge.cfg /sysroot/boot/grub/kedge.cfg 2>/dev/null | grep -c kedge-0 || true", "0")
 	}
 	check(g, "one")
-	dies := w.Registry.GuestRepo("os:grub-dies")
-	g.kedge("switch " + dies)
-	if err := g.Shutdown("reboot", scriptTimeout); err != nil {
-		t.Fatal(err)
+	comesBack := func(name, why string, boot func(*testing.T)) {
+		t.Helper()
+		ref := w.Registry.GuestRepo("os:grub-" + name)
+		g.kedge("switch " + ref)
+		if err := g.Shutdown("reboot", scriptTimeout); err != nil {
+			t.Fatal(err)
+		}
+		boot(t)
+		g = start(t, m)
+		check(g, "one")
+		g.wantIn("kedge status", "Rolled back from "+name+" ", "by the boot loader: "+why)
+		g.wantExit("kedge switch "+ref, 12)
 	}
-	(&fallback{machine: m}).panics(t)
-	g = start(t, m)
+	s := &fallback{machine: m}
+	comesBack("panics", "tries exhausted: none of 1 boots was found good", s.panics)
+	comesBack("sick", "check failed: "+markerCheck, s.givesUp)
+
+	g.kedge("switch " + w.Registry.GuestRepo("os:grub-two"))
+	g.kedge("kargs --append lab.more=1")
+	g = g.reboot(m)
+	check(g, "two")
+	g.want("the user's kernel argument is there", "grep -o lab.more=1 /proc/cmdline", "lab.more=1")
+	g.kedge("pin 0")
+	g.kedge("rollback")
+	g = g.reboot(m)
 	check(g, "one")
-	g.wantIn("kedge status", "Rolled back from dies ", "by the boot loader: tries exhausted: none of 1 boots was found good")
-	g.wantExit("kedge switch "+dies, 12)
-	g = g.thereAndBack(m, w.Registry.GuestRepo("os:grub-two"), check)
+	g.want("the user's kernel argument is gone", "grep -c lab.more=1 /proc/cmdline || true", "0")
+	if h := g.host(); h.Rollback == nil || !h.Rollback.Pinned {
+		t.Errorf("after a rollback from what was pinned: %+v", h.Rollback)
+	}
 	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
 		t.Fatal(err)
 	}

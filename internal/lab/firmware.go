@@ -15,6 +15,8 @@ import (
 const (
 	firmwareCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 	firmwareVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+	// microsoftVars has the keys of machines that are sold, and Secure Boot on.
+	microsoftVars = "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"
 	// varsFile is a machine's own, in its directory.
 	varsFile = "firmware-vars.fd"
 )
@@ -142,7 +144,11 @@ var dirty = []string{
 func (m *Machine) firmwareArguments() ([]string, error) {
 	vars := filepath.Join(m.Dir, varsFile)
 	if _, err := os.Stat(vars); errors.Is(err, os.ErrNotExist) {
-		text, err := os.ReadFile(firmwareVars)
+		made := firmwareVars
+		if m.SecureBoot {
+			made = microsoftVars
+		}
+		text, err := os.ReadFile(made)
 		if err == nil {
 			err = os.WriteFile(vars, text, 0o600)
 		}

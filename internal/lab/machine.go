@@ -38,6 +38,9 @@ type Machine struct {
 	// Firmware boots the disk as a machine does by itself (NewFirmwareDisk): OVMF
 	// and the boot loader on the disk, which gives the kernel its arguments too.
 	Firmware bool
+	// SecureBoot has that firmware start only what Microsoft has signed, or what that
+	// lets start. Enroll is for other keys.
+	SecureBoot bool
 	// WriteLog takes what is written to the disk, anew at each start (OpenWriteLog),
 	// and WriteLog.before the disk as it is then; "": nothing is logged.
 	WriteLog string
