@@ -124,7 +124,8 @@ func TestLayerWarnings(t *testing.T) {
 		},
 		{"labels", layering.Layer{Relabels: true}, []string{"the packages change the rules for SELinux labels, so files of the image may get other labels than it has by itself"}},
 		{
-			"a database in /var", layering.Layer{VarDatabase: "/var/lib/dpkg"},
+			"a database in /var",
+			layering.Layer{VarDatabase: "/var/lib/dpkg"},
 			[]string{"the image has its package database in /var/lib/dpkg, which is the host's: where a host has that directory already, its own package manager does not see these packages (kedge pkg list does). Whoever builds the image should keep the database in /usr, and link it"},
 		},
 	} {
