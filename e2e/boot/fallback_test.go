@@ -24,10 +24,10 @@ func TestFallback(t *testing.T) {
 		t.Parallel()
 		s := &fallback{world: ostreeComposefsWorld(t), backend: "ostree"}
 		s.images(t)
-		s.buildSealed(t)
+		s.seal(t)
 		s.disk = s.firmwareDisk(t, "ext4 -O verity", func(cfg host.Config) error { return s.install(t, cfg) })
 		s.prepare(t)
-		s.upgradeAndBack(t, s.comesBack(t))
+		s.sealedAndBack(t, s.comesBack(t))
 	})
 	t.Run("composefs", func(t *testing.T) {
 		t.Parallel()
@@ -193,6 +193,7 @@ func (s *fallback) comesBack(t *testing.T) switched {
 	t.Logf("cost of the units:\n%s", g.output("systemctl show -P CPUUsageNSec kedge-health.service kedge-boot-complete.service; systemd-analyze blame | grep kedge; systemd-analyze"))
 	if s.backend == "ostree" {
 		g.runTests()
+		g.want("nothing is sealed yet", measureObjects+" | wc -l", "0")
 	} else {
 		g.checkRefusals(one)
 	}
@@ -205,6 +206,7 @@ func (s *fallback) comesBack(t *testing.T) switched {
 		t.Fatalf("after switch, status shows %+v as staged", e)
 	}
 	if s.backend == "ostree" {
+		g.want("the staged deployment's image is sealed", "fsverity measure $(ls -td /ostree/deploy/default/deploy/*.?/.ostree.cfs | head -n 1) | grep -c ^sha256:", "1")
 		g.want("libostree sees what is staged, and leaves it to kedge", "ostree admin status | grep -c 'finalization locked'", "1")
 	}
 	made := g.editLate()
