@@ -164,7 +164,30 @@ func (l *Loader) Prepare(ctx context.Context, items []loader.Item) (err error) {
 	return l.sync()
 }
 
+// makeRoomy makes a directory that entries or kernels come to, so that it need not
+// grow while something boots from it.
+func (l *Loader) makeRoomy(dir string) error {
+	grown, err := bootdir.MakeRoomy(l.root, dir)
+	if err == nil && grown {
+		err = l.sync()
+	}
+	return err
+}
+
+// kernelsDir is where the kernels of all deployments are: unified ones, or a directory
+// for each.
+func kernelsDir(file string) string {
+	if strings.HasPrefix(file, "EFI/Linux/") {
+		return "EFI/Linux"
+	}
+	top, _, _ := strings.Cut(file, "/")
+	return top
+}
+
 func (l *Loader) write(f loader.File) error {
+	if err := l.makeRoomy(kernelsDir(f.Path)); err != nil {
+		return err
+	}
 	if err := l.root.MkdirAll(path.Dir(f.Path), 0o755); err != nil {
 		return err
 	}

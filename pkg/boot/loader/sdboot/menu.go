@@ -77,7 +77,7 @@ func (l *Loader) Commit(ctx context.Context, m loader.Menu) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := l.root.MkdirAll(entriesDir, 0o755); err != nil {
+	if err := l.makeRoomy(entriesDir); err != nil {
 		return writeError(err)
 	}
 	hidden := slices.DeleteFunc(slices.Clone(all), func(f found) bool { return f.live || !f.ours && !leftover(f) })
