@@ -66,7 +66,7 @@ RUN cd / && sed -i 's/^enabled.*/enabled = verity/' usr/lib/ostree/prepare-root.
     image=$(echo usr/lib/modules/*/initramfs.img) && truncate -s %4 $image && \
     printf '%s\n' usr usr/lib usr/lib/ostree usr/lib/ostree/prepare-root.conf | cpio -o -H newc >>$image
 `)
-	s.derive(t, "three", "two", "true")
+	s.derive(t, "os:fallback-", "three", "two", "true")
 }
 
 // sealedAndBack is what the story ends with on the ostree backend: the root demands

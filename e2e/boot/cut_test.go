@@ -24,7 +24,7 @@ func TestCutBoot(t *testing.T) {
 			t.Parallel()
 			s := &fallback{world: b.world(t), backend: b.backend}
 			s.buildChecked(t)
-			s.derive(t, "cut", "one", `printf '#!/bin/sh\n[ -e /var/lib/cut ] && exec kedge rollback\ntouch /var/lib/cut && sync && exec sleep 900\n' >/usr/lib/kedge/health.d/20-cut && `+
+			s.derive(t, "os:fallback-", "cut", "one", `printf '#!/bin/sh\n[ -e /var/lib/cut ] && exec kedge rollback\ntouch /var/lib/cut && sync && exec sleep 900\n' >/usr/lib/kedge/health.d/20-cut && `+
 				`chmod 755 /usr/lib/kedge/health.d/20-cut`)
 			s.tag(t, "fallback-one", "fallback")
 			s.disk = s.firmwareDisk(t, b.fs, func(cfg host.Config) error {

@@ -63,7 +63,7 @@ var badImages = []struct{ name, change string }{
 func (s *fallback) images(t *testing.T) {
 	s.buildChecked(t)
 	for _, bad := range badImages {
-		s.derive(t, bad.name, "one", bad.change)
+		s.derive(t, "os:fallback-", bad.name, "one", bad.change)
 	}
 	s.build(t, "os:fallback-two", "FROM "+s.Registry.Repo("os:fallback-one")+changesOfTwo)
 	s.tag(t, "fallback-one", "fallback")
@@ -88,9 +88,10 @@ RUN mkdir -p /usr/lib/kedge/health.d /etc/greenboot/check/wanted.d && \
     echo 'echo wanted; exit 3' >/etc/greenboot/check/wanted.d/wish.sh
 `
 
-// derive builds os:fallback-NAME from another of these images.
-func (s *fallback) derive(t *testing.T, name, from, change string) {
-	s.build(t, "os:fallback-"+name, "FROM "+s.Registry.Repo("os:fallback-"+from)+
+// derive builds PREFIX+NAME from another image of that prefix: its marker and its
+// version are the name.
+func (w *world) derive(t *testing.T, prefix, name, from, change string) {
+	w.build(t, prefix+name, "FROM "+w.Registry.Repo(prefix+from)+
 		"\nRUN echo "+name+" >/usr/share/marker && "+change+
 		"\nLABEL org.opencontainers.image.version=\""+name+"\"\n")
 }

@@ -1,13 +1,9 @@
 package boot
 
 import (
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 
 	v1 "github.com/kedge-os/kedge/api/v1"
-	"github.com/kedge-os/kedge/internal/lab"
 	"github.com/kedge-os/kedge/pkg/host"
 )
 
@@ -30,7 +26,8 @@ func TestGRUBEntriesComposefs(t *testing.T) {
 
 func (w *world) grubEntriesStory(t *testing.T, backend, fs string) {
 	w.buildHostImage(t, "os:entries-host", "one")
-	w.buildGRUBForEntries(t, "os:entries-one", "os:entries-host")
+	w.buildWith(t, "os:entries-one", "os:entries-host", "grub-entries.sh", "/usr/lib/bootupd/updates/", "EFI/BOOT/BOOTX64.EFI", "EFI/fedora/grubx64.efi")
+	w.build(t, "os:entries-one", "FROM "+w.Registry.Repo("os:entries-one")+"\nRUN mkdir /usr/lib/bootupd/grub2-static\n")
 	// GRUB sorts by the names of entries, and a version in them must not decide.
 	w.build(t, "os:entries-two", "FROM "+w.Registry.Repo("os:entries-one")+`
 RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10-lab.toml && \
@@ -55,29 +52,6 @@ RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10
 	check(g, "one")
 	g = g.thereAndBack(m, w.Registry.GuestRepo("os:entries-two"), check)
 	if err := g.Shutdown("poweroff", scriptTimeout); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// buildGRUBForEntries builds ref from base with what hack/lab/grub-entries.sh makes.
-func (w *world) buildGRUBForEntries(t *testing.T, ref, base string) {
-	t.Helper()
-	dir, err := lab.Make(t.Context(), "grub-entries.sh")
-	if err != nil {
-		t.Fatal(err)
-	}
-	files := map[string]string{}
-	var steps strings.Builder
-	for _, name := range []string{"EFI/BOOT/BOOTX64.EFI", "EFI/fedora/grubx64.efi"} {
-		text, err := os.ReadFile(filepath.Join(dir, "usr/lib/bootupd/updates", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		files[filepath.Base(name)] = string(text)
-		steps.WriteString("COPY " + filepath.Base(name) + " /usr/lib/bootupd/updates/" + name + "\n")
-	}
-	text := "FROM " + w.Registry.Repo(base) + "\n" + steps.String() + "RUN mkdir /usr/lib/bootupd/grub2-static\n"
-	if err := w.Build(t.Context(), ref, text, files); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -12,9 +12,9 @@ import (
 
 // TestGRUBOSTree and TestGRUBComposefs are the story of a host that its firmware
 // boots with Debian's shim and GRUB, as the image ships them, and the menu that
-// kedge generates for it; one of them with Secure Boot on. The host comes back from a root that dies and from one
-// whose check fails, is switched, given a kernel argument and a pin, and rolled back
-// by hand; a root that is good is not counted any more.
+// kedge generates for it; one of them with Secure Boot on. The host comes back from a
+// root that dies and from one whose check fails, is switched, given a kernel argument
+// and a pin, and rolled back by hand; a root that is good is not counted any more.
 func TestGRUBOSTree(t *testing.T) {
 	t.Parallel()
 	nightlyOnly(t, "seven boots by the firmware, ten minutes")
@@ -37,8 +37,7 @@ func (w *world) grubStory(t *testing.T, backend, fs string, secureBoot bool) {
 RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10-lab.toml
 `)
 	for _, bad := range badImages {
-		w.build(t, "os:grub-"+bad.name, "FROM "+w.Registry.Repo("os:grub-one")+"\nRUN echo "+bad.name+" >/usr/share/marker && "+bad.change+
-			"\nLABEL org.opencontainers.image.version=\""+bad.name+"\"\n")
+		w.derive(t, "os:grub-", bad.name, "one", bad.change)
 	}
 	disk := w.firmwareDisk(t, fs, func(cfg host.Config) error {
 		return w.installFirmware(t, cfg, "grub", "os:grub-one", backend)
@@ -100,19 +99,27 @@ RUN echo two >/usr/share/marker && sed -i s/=one/=two/ /usr/lib/bootc/kargs.d/10
 // grub-efi-amd64-signed hold.
 func (w *world) buildGRUB(t *testing.T, ref, base string) {
 	t.Helper()
-	dir, err := lab.Make(t.Context(), "grub.sh")
+	w.buildWith(t, ref, base, "grub.sh", "/usr/lib/",
+		"shim/shimx64.efi.signed", "shim/mmx64.efi.signed", "grub/x86_64-efi-signed/grubx64.efi.signed")
+}
+
+// buildWith builds ref from base with files that a recipe of the lab makes, below the
+// same directory in both.
+func (w *world) buildWith(t *testing.T, ref, base, recipe, below string, names ...string) {
+	t.Helper()
+	dir, err := lab.Make(t.Context(), recipe)
 	if err != nil {
 		t.Fatal(err)
 	}
 	files := map[string]string{}
 	containerfile := "FROM " + w.Registry.Repo(base) + "\n"
-	for _, name := range []string{"shim/shimx64.efi.signed", "shim/mmx64.efi.signed", "grub/x86_64-efi-signed/grubx64.efi.signed"} {
-		text, err := os.ReadFile(filepath.Join(dir, "usr/lib", name))
+	for _, name := range names {
+		text, err := os.ReadFile(filepath.Join(dir, below, name))
 		if err != nil {
 			t.Fatal(err)
 		}
 		files[filepath.Base(name)] = string(text)
-		containerfile += "COPY " + filepath.Base(name) + " /usr/lib/" + name + "\n"
+		containerfile += "COPY " + filepath.Base(name) + " " + below + name + "\n"
 	}
 	if err := w.Build(t.Context(), ref, containerfile, files); err != nil {
 		t.Fatal(err)
